@@ -1,0 +1,23 @@
+"""Ichigo in JAX: speech as tokens, and a language model that hears them.
+
+Names load on first use, so ``import ichigo_jax`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SpeechTokenizer": "ichigo_jax.inference.speech_tokenizer",
+    "LanguageModel": "ichigo_jax.inference.language_model",
+    "Assistant": "ichigo_jax.inference.assistant",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ichigo_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

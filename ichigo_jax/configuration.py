@@ -1,0 +1,78 @@
+"""Strict conversion between plain dictionaries (JSON, ml_collections) and frozen config dataclasses.
+
+Config dataclasses hold every number that changes a result and give none of them a default, so a field that is missing
+is an error here and never a silent choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ichigo_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Builds the dataclass ``cls`` from ``values``; nested dataclasses from nested mappings.
+
+    Args:
+      cls: a dataclass without defaults.
+      values: field name to value.
+      where: how to name ``values`` in an error, e.g. ``"config.model"`` or a file name.
+
+    Raises:
+      InputError: naming every unknown field, missing field and value of the wrong type, all at once.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    faults = [f"unknown field {name!r}" for name in values if name not in names]
+    faults += [f"missing field {name!r}" for name in names if name not in values]
+    arguments = {}
+    for name in names:
+        if name in values:
+            try:
+                arguments[name] = _convert(hints[name], values[name], f"{where}.{name}")
+            except InputError as error:
+                faults.append(str(error))
+    if faults:
+        raise InputError(f"{where}: {'; '.join(faults)} (the fields of {cls.__name__} are {', '.join(names)})")
+    return cls(**arguments)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as nested plain dictionaries, ready for JSON; ``from_dict`` is the inverse."""
+    return dataclasses.asdict(config)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: found {value!r}, expected a group of fields of {hint.__name__}")
+        return from_dict(hint, value, where)
+    if origin is typing.Literal:
+        if value not in options:
+            raise InputError(f"{where}: found {value!r}, expected one of {', '.join(map(repr, options))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise InputError(f"{where}: found {value!r}, expected a list")
+        return tuple(_convert(options[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise InputError(f"{where}: found {value!r} ({type(value).__name__}), expected {hint.__name__}")
+        return value
+    return value

@@ -1,0 +1,127 @@
+"""The model folder: ``config.json``, ``params/``, ``provenance.json`` and, where there is one, a text tokenizer.
+
+Import, the end of training and ``from_pretrained`` share it. ``params/`` is an Orbax checkpoint of the model's nested
+dictionary of arrays (parameters and buffers alike), so it can be read shard by shard on any mesh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from ichigo_jax import configuration
+from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import named_sharding
+from ichigo_jax.storage import read_json, whole, write_json
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def save_model(
+    folder: str | os.PathLike,
+    kind: str,
+    config: Any,
+    state: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    tokenizer_folder: str | os.PathLike | None,
+    replace: bool = False,
+) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+      folder: where to.
+      kind: "speech_tokenizer", "whisper" or "language_model"; a folder of another kind is refused at load.
+      config: the model's config dataclass.
+      state: nested dictionary of arrays (``nnx.to_pure_dict``).
+      provenance: where the weights come from; the versions of this package and jax are added.
+      tokenizer_folder: a Hugging Face tokenizer folder to copy in, or None.
+      replace: whether an existing folder is replaced.
+    """
+    with whole(folder, replace) as partial:
+        partial.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((partial / "params").absolute(), dict(state))
+        write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        write_json(partial / "provenance.json", {**provenance, "versions": versions})
+        if tokenizer_folder is not None:
+            shutil.copytree(tokenizer_folder, partial / TOKENIZER_FOLDER)
+
+
+def load_config(folder: str | os.PathLike, kind: str, cls: type) -> Any:
+    """Reads and checks ``config.json``.
+
+    Raises:
+      InputError: not a model folder, one of another kind, or a field unknown, missing or of the wrong type.
+    """
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: expected a model folder, found {'a file' if Path(folder).exists() else 'nothing'}")
+    values = read_json(path)
+    found = values.pop("kind", None) if isinstance(values, dict) else None
+    if found != kind:
+        raise InputError(f"{path}: expected a model of kind {kind!r}, found {found!r} (convert foreign formats first)")
+    return configuration.from_dict(cls, values, str(path))
+
+
+def load_model(
+    folder: str | os.PathLike, make: Callable[[nnx.Rngs], nnx.Module], dtype: Any, mesh: Mesh | None = None
+) -> nnx.Module:
+    """Restores ``params/`` into the module that ``make`` describes, without initialising it first.
+
+    Args:
+      folder: a model folder.
+      make: builds the module from random keys; only its shapes are used.
+      dtype: floating-point dtype of the restored parameters; buffers stay float32.
+      mesh: shards every array by its logical axes; None puts all on the default device.
+
+    Raises:
+      InputError: arrays missing, unknown or of another shape, all named.
+    """
+    path = (Path(folder) / "params").absolute()
+    if not path.is_dir():
+        raise InputError(f"{folder}: no params/ in it; is the folder whole?")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    flat = nnx.to_flat_state(state)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        faults = [f"{'.'.join(map(str, key))} missing" for key, _ in flat if key not in stored]
+        known = {key: variable.get_value() for key, variable in flat}
+        for key, metadata in stored.items():
+            if key not in known:
+                faults.append(f"{'.'.join(map(str, key))} unknown")
+            elif tuple(metadata.shape) != tuple(known[key].shape):
+                faults.append(f"{'.'.join(map(str, key))} has shape {tuple(metadata.shape)}, expected {tuple(known[key].shape)}")
+        if faults:
+            raise InputError(f"{folder}/params does not fit its config.json: {'; '.join(faults)}")
+        target = {}
+        for key, variable in flat:
+            shape = known[key].shape
+            sharding = device if mesh is None else named_sharding(mesh, variable.axes, shape, ".".join(map(str, key)))
+            cast = dtype if isinstance(variable, nnx.Param) else known[key].dtype
+            target[key] = jax.ShapeDtypeStruct(shape, cast, sharding=sharding)
+        values = flatten_dict(checkpointer.restore(path, unflatten_dict(target)))
+    return nnx.merge(graphdef, nnx.from_flat_state([(key, variable.replace(values[key])) for key, variable in flat]))
+
+
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that two models share only when every array is equal (names, shapes, values in float32)."""
+    digest = hashlib.sha256()
+    for key, value in sorted(flatten_dict(dict(state)).items(), key=lambda item: tuple(map(str, item[0]))):
+        value = jax.device_get(jnp.asarray(value, jnp.float32))
+        digest.update(f"{'.'.join(map(str, key))}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""What every model here is built of: declared parameters, norms, stacked layers and the scan over them.
+
+Axis letters: B batch, T time, M mels, D model, N heads, K key/value heads, H head size, F feed-forward, V vocabulary,
+C codes, Q quantisers, L layers.
+
+Modules hold no dtype: they compute in the dtype of their parameters, so a caller chooses the precision by casting the
+parameters (``cast_params``); norms and softmax compute in float32 whatever the parameters are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+Remat = Literal["none", "dots", "full"]
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Buffer(nnx.Variable):
+    """State that is saved with the model and that no gradient or optimizer touches: codebooks, their statistics."""
+
+
+def param(rngs: nnx.Rngs, init: Initializer, shape: Sequence[int], axes: Sequence[str]) -> nnx.Param:
+    """Declares one float32 parameter: its initial value, its shape and its logical axes (``parallel.RULES``)."""
+    assert len(shape) == len(axes), f"shape {shape} and axes {axes} differ in length"
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+
+
+def normal(std: float) -> Initializer:
+    return jax.nn.initializers.normal(std)
+
+
+def truncated_normal(std: float) -> Initializer:
+    """Normal with standard deviation ``std`` *before* it is cut at ±3 ``std``, as ``torch.nn.init.trunc_normal_``."""
+    return lambda key, shape, dtype: std * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, computed in float32. [..., D] -> [..., D]."""
+
+    def __init__(self, size: int, eps: float, rngs: nnx.Rngs):
+        self.scale = param(rngs, ones, (size,), ("norm",))
+        self.bias = param(rngs, zeros, (size,), ("norm",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        mean = y.mean(-1, keepdims=True)
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in float32. [..., D] -> [..., D]."""
+
+    def __init__(self, size: int, eps: float, rngs: nnx.Rngs):
+        self.scale = param(rngs, ones, (size,), ("norm",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return self.scale[...] * y.astype(x.dtype)
+
+
+def rotary_angles(positions: jax.Array, inverse_frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of rotary positions, float32. [B, T], [H/2] -> two of [B, T, H/2]."""
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding in the rotate-half layout (first half with second half), as Hugging Face Llama and the Ichigo quantiser.
+
+    [B, T, N, H], [B, T, H/2] twice -> [B, T, N, H].
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+def stack_layers(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
+    """``layers`` independently initialised copies of one block as a single block whose arrays have a leading L axis."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    keys = jax.random.split(rngs.params(), layers)
+    state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys)
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    state = jax.tree.map(lambda v: v.replace(axes=("layers", *v.axes)), state, is_leaf=is_variable)
+    return nnx.merge(graphdef, state)
+
+
+def scan_layers(
+    stacked: M,
+    apply: Callable[[M, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    inputs: Any = None,
+    remat: Remat = "none",
+) -> tuple[Any, Any]:
+    """Runs ``apply(block, carry, input) -> (carry, output)`` over stacked layers with ``lax.scan``.
+
+    Args:
+      stacked: from ``stack_layers``.
+      apply: one layer.
+      carry: what flows from layer to layer.
+      inputs: a tree with leading axis L, one slice a layer (a cache, say), or None.
+      remat: what the backward pass computes anew: "none", all but matrix products ("dots"), or everything ("full").
+
+    Returns:
+      The last carry and the layers' outputs stacked along a leading axis L.
+    """
+    graphdef, state = nnx.split(stacked)
+
+    def body(carry, layer):
+        layer_state, layer_input = layer
+        return apply(nnx.merge(graphdef, layer_state), carry, layer_input)
+
+    if remat == "dots":
+        body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+    elif remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, carry, (state, inputs))
+
+
+def cast_params(tree: Any, dtype: Any) -> Any:
+    """Every floating-point array of a tree in ``dtype``; integers stay."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def fan_in_normal(fan_in: int) -> Initializer:
+    """Normal with standard deviation ``fan_in ** -0.5``."""
+    return normal(1.0 / math.sqrt(fan_in))

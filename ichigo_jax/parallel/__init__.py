@@ -1,0 +1,23 @@
+"""Meshes, logical-axis rules and multi-host start-up."""
+
+from ichigo_jax.parallel.sharding import (
+    MESH_AXES,
+    RULES,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    named_sharding,
+    partition_spec,
+    replicated,
+)
+
+__all__ = [
+    "MESH_AXES",
+    "RULES",
+    "batch_sharding",
+    "constrain",
+    "make_mesh",
+    "named_sharding",
+    "partition_spec",
+    "replicated",
+]

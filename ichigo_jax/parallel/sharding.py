@@ -1,0 +1,134 @@
+"""Logical axes, the one table that maps them to mesh axes, and what follows from it.
+
+A parameter names its axes where it is declared (``models/modules.py``), an activation where it is constrained. Nothing
+else in the project speaks of mesh axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ichigo_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "time": "context",
+    "activation": None,
+    # parameters
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "ffn": "tensor",
+    "vocab": "tensor",
+    "mels": None,
+    "kernel": None,
+    "position": None,
+    "quantizers": None,
+    "codes": None,
+    "code": None,
+    "norm": None,
+}
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """A mesh over all devices of all hosts.
+
+    Args:
+      sizes: devices along each of ``MESH_AXES``; one of them may be -1, "all that are left".
+
+    Raises:
+      InputError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    unknown = set(sizes) - set(MESH_AXES)
+    if unknown:
+        raise InputError(f"mesh axis {sorted(unknown)[0]!r} found, expected one of {', '.join(MESH_AXES)}")
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise InputError(f"mesh {dict(sizes)} found, expected positive sizes and at most one -1")
+    if -1 in shape:
+        rest = math.prod(size for size in shape if size != -1)
+        if devices % rest:
+            raise InputError(f"mesh {dict(sizes)} needs a multiple of {rest} devices, found {devices}")
+        shape[shape.index(-1)] = devices // rest
+    if math.prod(shape) != devices:
+        raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {devices}")
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """``('layers', 'embed', 'ffn')`` -> ``PartitionSpec(None, 'fsdp', 'tensor')``.
+
+    Raises:
+      InputError: an axis that the table does not know, or two axes of one array on the same mesh axis.
+    """
+    entries: list[str | tuple[str, ...] | None] = []
+    taken: dict[str, str] = {}
+    for axis in axes:
+        if axis is not None and axis not in RULES:
+            raise InputError(f"logical axis {axis!r} found, expected one of {', '.join(RULES)}")
+        entry = RULES[axis] if axis is not None else None
+        for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
+            if mesh_axis in taken:
+                raise InputError(f"logical axes {taken[mesh_axis]!r} and {axis!r} of one array both map to {mesh_axis!r}")
+            taken[mesh_axis] = str(axis)
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str) -> NamedSharding:
+    """The sharding of one array.
+
+    Args:
+      mesh: from ``make_mesh``.
+      axes: one logical axis (or None) per dimension.
+      shape: the array's shape, checked for divisibility.
+      name: how to call the array in an error.
+
+    Raises:
+      InputError: a dimension that its mesh axes do not divide; the message names the axis and the size.
+    """
+    if len(axes) != len(shape):
+        raise InputError(f"{name}: shape {tuple(shape)} has {len(shape)} dimensions, expected one for each of {tuple(axes)}")
+    spec = partition_spec(axes)
+    for axis, entry, size in zip(axes, spec, shape):
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in ((entry,) if isinstance(entry, str) else entry or ()))
+        if size % parts:
+            raise InputError(f"{name}: axis {axis!r} of size {size} cannot be split over {parts} devices (mesh axis {entry!r})")
+    return NamedSharding(mesh, spec)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation's sharding to the table, under the mesh of ``jax.set_mesh``; without a mesh, nothing.
+
+    An axis whose size the mesh does not divide is left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    entries: list[Any] = []
+    for entry, size in zip(partition_spec(axes), x.shape):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        entries.append(entry if size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over the data-parallel devices, the rest replicated."""
+    return NamedSharding(mesh, partition_spec(["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,144 @@
+"""Sound tokens: the one place that spells and numbers them.
+
+Sound codes 0…C-1 become text-tokenizer entries ``<|sound_0000|>`` … between ``<|sound_start|>`` and ``<|sound_end|>``.
+On Llama 3, whose last own id is 128255, they begin at 128256: start, end, the codes (the mask code among them), then,
+in the families that have them, run lengths ``<|duration_02|>`` … ``<|duration_49|>``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+from ichigo_jax.errors import InputError
+
+SOUND_START = "<|sound_start|>"
+SOUND_END = "<|sound_end|>"
+SHORTEST_RUN, LONGEST_RUN = 2, 49
+
+_SPAN = re.compile(r"<\|sound_start\|>(.*?)<\|sound_end\|>", re.DOTALL)
+_ITEM = re.compile(r"(?:<\|duration_(\d{2})\|>)?<\|sound_(\d{4})\|>")
+
+
+def sound_token(code: int) -> str:
+    """``12`` -> ``'<|sound_0012|>'``."""
+    return f"<|sound_{code:04d}|>"
+
+
+def duration_token(length: int) -> str:
+    """``2`` -> ``'<|duration_02|>'``."""
+    return f"<|duration_{length:02d}|>"
+
+
+def sound_vocabulary(codes: int, durations: bool) -> list[str]:
+    """The tokens that a speech tokenizer of ``codes`` codes (mask code included) adds to a text tokenizer, in order."""
+    tokens = [SOUND_START, SOUND_END, *map(sound_token, range(codes))]
+    if durations:
+        tokens += map(duration_token, range(SHORTEST_RUN, LONGEST_RUN + 1))
+    return tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundVocabulary:
+    """Where sound tokens live among a language model's ids.
+
+    Attributes:
+      first_id: the id of ``<|sound_start|>``.
+      codes: how many sound codes there are, the mask code included.
+      durations: whether the run-length tokens follow the codes.
+    """
+
+    first_id: int
+    codes: int
+    durations: bool
+
+    @property
+    def start_id(self) -> int:
+        return self.first_id
+
+    @property
+    def end_id(self) -> int:
+        return self.first_id + 1
+
+    @property
+    def size(self) -> int:
+        """Number of ids taken, from ``first_id`` on."""
+        return len(sound_vocabulary(self.codes, self.durations))
+
+    def ids(self, codes: Sequence[int]) -> list[int]:
+        """Sound codes as language-model ids with start and end around them.
+
+        ``SoundVocabulary(100, 8, False).ids([3, 3, 5])`` -> ``[100, 105, 105, 107, 101]``.
+
+        Raises:
+          InputError: a code outside ``[0, codes)``; codes are checked, never clipped.
+        """
+        codes = [int(code) for code in codes]
+        wrong = [code for code in codes if not 0 <= code < self.codes]
+        if wrong:
+            raise InputError(
+                f"sound code {wrong[0]} found, expected 0 to {self.codes - 1}: "
+                "the codes come from another speech tokenizer than the language model's"
+            )
+        return [self.start_id, *(self.first_id + 2 + code for code in codes), self.end_id]
+
+
+def sound_text(codes: Iterable[int]) -> str:
+    """``[12, 3]`` -> ``'<|sound_start|><|sound_0012|><|sound_0003|><|sound_end|>'``."""
+    return SOUND_START + "".join(map(sound_token, map(int, codes))) + SOUND_END
+
+
+def compressed_sound_text(codes: Iterable[int]) -> str:
+    """As ``sound_text``, with runs of two and more equal codes as a duration and one code.
+
+    ``[7, 7, 7, 1]`` -> ``'<|sound_start|><|duration_03|><|sound_0007|><|sound_0001|><|sound_end|>'``. A run longer than 49
+    is written as several.
+    """
+    items: list[tuple[int, int]] = []
+    for code in map(int, codes):
+        if items and items[-1][0] == code and items[-1][1] < LONGEST_RUN:
+            items[-1] = (code, items[-1][1] + 1)
+        else:
+            items.append((code, 1))
+    body = "".join((duration_token(length) if length >= SHORTEST_RUN else "") + sound_token(code) for code, length in items)
+    return SOUND_START + body + SOUND_END
+
+
+def parse_sound_text(text: str) -> list[int]:
+    """The codes of one ``sound_text`` or ``compressed_sound_text``.
+
+    Raises:
+      InputError: when ``text`` holds anything else than one such span.
+    """
+    span = _SPAN.fullmatch(text.strip())
+    if span is None:
+        raise InputError(f"found {text[:60]!r}, expected {SOUND_START}…{SOUND_END}")
+    codes: list[int] = []
+    position = 0
+    for item in _ITEM.finditer(span[1]):
+        if item.start() != position:
+            break
+        codes += [int(item[2])] * int(item[1] or 1)
+        position = item.end()
+    if position != len(span[1]):
+        found = span[1][position : position + 40]
+        raise InputError(f"found {found!r} among sound tokens, expected items like {sound_token(0)!r}")
+    return codes
+
+
+def split_sound_text(text: str) -> list[str | list[int]]:
+    """Released data rows hold sound spans inside text: ``'Hi <|sound_start|>…<|sound_end|>!'`` -> ``['Hi ', [codes], '!']``.
+
+    Only for rows of a data set that is declared to hold sound text; a user's own words never pass through here.
+    """
+    parts: list[str | list[int]] = []
+    position = 0
+    for span in _SPAN.finditer(text):
+        if span.start() > position:
+            parts.append(text[position : span.start()])
+        parts.append(parse_sound_text(span[0]))
+        position = span.end()
+    if position < len(text):
+        parts.append(text[position:])
+    return parts
