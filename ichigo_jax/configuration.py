@@ -41,7 +41,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
                 faults.append(str(error))
     if faults:
         raise InputError(f"{where}: {'; '.join(faults)} (the fields of {cls.__name__} are {', '.join(names)})")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

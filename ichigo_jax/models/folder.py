@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -115,6 +116,21 @@ def load_model(
             target[key] = jax.ShapeDtypeStruct(shape, cast, sharding=sharding)
         values = flatten_dict(checkpointer.restore(path, unflatten_dict(target)))
     return nnx.merge(graphdef, nnx.from_flat_state([(key, variable.replace(values[key])) for key, variable in flat]))
+
+
+def load_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], np.ndarray]:
+    """``params/`` as it is stored: path to array in host memory, dtypes and buffers included, no module involved.
+
+    Raises:
+      InputError: no ``params/``.
+    """
+    path = (Path(folder) / "params").absolute()
+    if not path.is_dir():
+        raise InputError(f"{folder}: no params/ in it; is the folder whole?")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        return flatten_dict(checkpointer.restore(path, restore_args=as_numpy))
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:

@@ -1,0 +1,107 @@
+"""A speech tokenizer small enough to train on two CPU cores, on the corpus of `python -m ichigo_jax.synthesize`.
+
+    python -m ichigo_jax.train --config configs/nano_speech_tokenizer.py:whisper --workdir runs/quickstart/whisper
+    python -m ichigo_jax.train --config configs/nano_speech_tokenizer.py:quantizer --workdir runs/quickstart/speech_tokenizer
+
+`whisper` trains a nano Whisper (encoder and decoder) without the bottleneck; `quantizer` goes on from it through the
+bottleneck, everything trained together. `,smoke` makes it a few steps of a still smaller model; `,root=DIR` is where the
+corpus, the text tokenizers and the first stage are.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from ichigo_jax.training.run_config import parse_argument
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    options = parse_argument(argument, stage="whisper", smoke=False, root="runs/quickstart")
+    root, quantizer = options.root, options.stage == "quantizer"
+    config = ConfigDict(
+        {
+            "task": "speech_tokenizer",
+            "seed": 0,
+            "init_from": config_dict.placeholder(str),
+            "model": {
+                "whisper": {
+                    "n_mels": 80,
+                    "n_audio_ctx": 104,
+                    "n_audio_state": 128,
+                    "n_audio_head": 2,
+                    "n_audio_layer": 2,
+                    "n_vocab": 640,
+                    "n_text_ctx": 24,
+                    "n_text_state": 128,
+                    "n_text_head": 2,
+                    "n_text_layer": 2,
+                    "layer_norm_eps": 1e-5,
+                },
+                "quantizer": {
+                    "n_head": 2,
+                    "head_width": 64,
+                    "ffn_mult": 4,
+                    "depth": 1,
+                    "vq_codes": 128,
+                    "mask_code": 128,
+                    "num_quantizers": 1,
+                    "codebook_dim": 32,
+                    "downsample": 2,
+                    "downsampling": "mean",
+                    "positions": 104,
+                    "codebook_decay": 0.9,
+                    "threshold_ema_dead_code": 2.0,
+                    "laplace_eps": 1e-5,
+                    "commitment_weight": 1.0,
+                    "statistics_over": "audio_frames",
+                    "query_mult": 1.0,
+                    "rope": True,
+                    "rope_base": 10000.0,
+                    "layer_norm_eps": 1e-5,
+                    "init_std": 10.0,
+                    "embeddings_std": 0.045,
+                },
+            },
+            "data": {
+                "text_tokenizer": f"{root}/text_tokenizers/whisper",
+                "language": "en",
+                "text_length": 16,
+                "sources": ({"path": f"{root}/corpus/train.jsonl", "weight": 1.0},),
+                "evaluation": ({"name": "heldout", "path": f"{root}/corpus/heldout.jsonl", "limit": 64},),
+            },
+            "objective": {"bottleneck": quantizer},
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "warmup_steps": 50,
+                "warmup_from": 0.0,
+                "decay": "cosine",
+                "decay_to": 0.05,
+                "b1": 0.9,
+                "b2": 0.98,
+                "eps": 1e-8,
+                "weight_decay": 0.01,
+                "weight_decay_on": "matrices",
+                "clip_norm": 1.0,
+                "frozen": ("quantizer",),
+            },
+            "train": {
+                "steps": 600,
+                "batch_size": 32,
+                "accumulation": 1,
+                "compute_dtype": "float32",
+                "remat": "none",
+                "stop_after_nonfinite": 10,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
+            "output": {"log_every": 20, "evaluate_every": 0, "checkpoint_every": 100, "checkpoints_kept": 2},
+        }
+    )
+    if quantizer:
+        config.init_from = f"{root}/whisper/model"
+        config.optimizer.frozen = ()
+        config.train.steps = 400
+    if options.smoke:
+        config.model.whisper.update(n_audio_state=64, n_audio_head=1, n_text_state=64, n_text_head=1)
+        config.model.quantizer.update(n_head=1, vq_codes=32, mask_code=32)
+        config.optimizer.warmup_steps = 5
+        config.train.update(steps=20, batch_size=8)
+        config.output.log_every = 5
+    return config

@@ -1,0 +1,199 @@
+"""The two-way engine: a table of rows says where each foreign tensor lives here, and both directions follow from it.
+
+Nothing is loaded on trust: every key that is unknown, missing, of another shape or of another dtype than its layers'
+companions is reported, all in one error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from ichigo_jax.errors import InputError
+
+LAYER = "{i}"
+WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
+
+Path = tuple[str, ...]
+Shapes = Mapping[Path, tuple[int, ...]]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A foreign array to ours and back.
+
+    ``inverse`` uses array methods only (reshape, transpose, slices), so that a foreign shape can be told from ours without
+    an array.
+    """
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      source: the foreign key; ``{i}`` in it counts layers, which here are stacked along axis 0.
+      target: the path in our nested parameters.
+      transform: for one layer.
+    """
+
+    source: str
+    target: Path
+    transform: Transform
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+# PyTorch's Linear.weight is [out, in]; here a weight is [in, out].
+TRANSPOSED = Transform(lambda x: x.T, lambda x: x.T)
+
+
+def heads_out(head_dim: int) -> Transform:
+    """A projection to heads: [N·H, D] <-> [D, N, H]."""
+    return Transform(
+        lambda x: x.reshape(-1, head_dim, x.shape[-1]).transpose(2, 0, 1),
+        lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
+    )
+
+
+def heads_in(head_dim: int) -> Transform:
+    """A projection from heads: [D, N·H] <-> [N, H, D]."""
+    return Transform(
+        lambda x: x.reshape(x.shape[0], -1, head_dim).transpose(1, 2, 0),
+        lambda x: x.transpose(2, 0, 1).reshape(x.shape[-1], -1),
+    )
+
+
+def head_bias(head_dim: int) -> Transform:
+    """[N·H] <-> [N, H]."""
+    return Transform(lambda x: x.reshape(-1, head_dim), lambda x: x.reshape(-1))
+
+
+def padded_rows(rows: int, padded: int) -> Transform:
+    """[V, D] <-> [V', D] with zeros in the rows from V on, which the way back drops."""
+    return Transform(lambda x: np.concatenate([x, np.zeros((padded - rows, *x.shape[1:]), x.dtype)]), lambda x: x[:rows])
+
+
+def chain(first: Transform, second: Transform) -> Transform:
+    """``first``, then ``second``, on the way in; the other way round on the way out."""
+    return Transform(lambda x: second.forward(first.forward(x)), lambda x: first.inverse(second.inverse(x)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a table expects of a source
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One foreign tensor and what it fills: our whole array, or layer ``layer`` of a stacked one."""
+
+    source: str
+    target: Path
+    layer: int | None
+    shape: tuple[int, ...]
+    transform: Transform
+
+
+def expand(rows: Sequence[Row], targets: Shapes) -> list[Piece]:
+    """Every foreign tensor that the table and our shapes ask for; layers in order, all of one layer together."""
+    uncovered = set(targets) ^ {row.target for row in rows}
+    assert not uncovered, f"table and model disagree on {sorted(uncovered)}"
+    pieces = []
+    for row in rows:
+        shape = targets[row.target]
+        stacked = LAYER in row.source
+        one = jax.ShapeDtypeStruct(shape[1:] if stacked else shape, jnp.float32)
+        foreign_shape = jax.eval_shape(row.transform.inverse, one).shape
+        for layer in range(shape[0]) if stacked else [None]:
+            source = row.source.replace(LAYER, str(layer))
+            pieces.append(Piece(source, row.target, layer, foreign_shape, row.transform))
+    return sorted(pieces, key=lambda piece: -1 if piece.layer is None else piece.layer)
+
+
+def check(pieces: Sequence[Piece], found: Mapping[str, TensorInfo], where: str) -> None:
+    """Compares a source with what the table asks for.
+
+    Raises:
+      InputError: naming every unknown, missing and wrongly shaped key, and every dtype that cannot be a weight or differs
+        between the layers of one stacked array.
+    """
+    expected = {piece.source: piece for piece in pieces}
+    faults = [f"{key} is unknown" for key in sorted(found.keys() - expected.keys())]
+    stacked_dtypes: dict[Path, np.dtype] = {}
+    for key, piece in expected.items():
+        if key not in found:
+            faults.append(f"{key} is missing")
+            continue
+        info = found[key]
+        if info.shape != piece.shape:
+            faults.append(f"{key} has shape {list(info.shape)}, expected {list(piece.shape)}")
+        first_dtype = stacked_dtypes.setdefault(piece.target, info.dtype)
+        if info.dtype not in WEIGHT_DTYPES:
+            faults.append(f"{key} has dtype {info.dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
+        elif info.dtype != first_dtype:
+            faults.append(f"{key} has dtype {info.dtype}, but the same weight of another layer has {first_dtype}")
+    if faults:
+        raise InputError(f"{where}: weights do not fit the config: {'; '.join(faults)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both directions, one tensor at a time
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_pieces(
+    pieces: Iterable[Piece], source: Callable[[str], np.ndarray], dtype: np.dtype | None
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece with its array in our layout.
+
+    Args:
+      pieces: from ``expand``, checked.
+      source: reads a foreign tensor by key.
+      dtype: what to cast to; None keeps the source's.
+    """
+    for piece in pieces:
+        array = piece.transform.forward(source(piece.source))
+        yield piece, array if dtype is None else array.astype(dtype)
+
+
+def assemble(arrays: Iterable[tuple[Piece, np.ndarray]], targets: Shapes) -> dict[Path, np.ndarray]:
+    """Fills our arrays, stacked ones layer by layer; one foreign tensor is in memory beside them."""
+    state: dict[Path, np.ndarray] = {}
+    for piece, array in arrays:
+        if piece.target not in state:
+            state[piece.target] = np.empty(targets[piece.target], array.dtype)
+        state[piece.target][... if piece.layer is None else piece.layer] = array
+    return state
+
+
+def foreign_tensor(piece: Piece, state: Mapping[Path, np.ndarray]) -> np.ndarray:
+    """The way out: one foreign tensor from our arrays."""
+    array = state[piece.target]
+    return piece.transform.inverse(array if piece.layer is None else array[piece.layer])
+
+
+def duplicates(keys: Iterable[str]) -> list[str]:
+    """Keys that occur more than once."""
+    return sorted(key for key, count in Counter(keys).items() if count > 1)

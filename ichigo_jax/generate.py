@@ -1,0 +1,69 @@
+"""Asks a language model, in speech or in text, and prints the answer as it is written.
+
+python -m ichigo_jax.generate --model DIR --speech-tokenizer DIR --audio request.wav
+python -m ichigo_jax.generate --model DIR --prompt "What is three plus four?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import ichigo_jax
+from ichigo_jax.errors import InputError, command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ichigo_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="language-model folder")
+    parser.add_argument("--speech-tokenizer", metavar="DIR", help="speech-tokenizer folder, needed with --audio")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--audio", metavar="FILE", help="a spoken request")
+    question.add_argument("--prompt", metavar="TEXT", help="a written request")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt before it")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="the longest answer (256)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that reach P (1: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what to compute in (float32)")
+    parser.add_argument("--allow-other-speech-tokenizer", action="store_true", help="accept one the model was not trained with")
+    parser.add_argument("--json", action="store_true", help='print one object {"audio" or "prompt", "text"} instead')
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = build_parser().parse_args(argv)
+    if arguments.audio and not arguments.speech_tokenizer:
+        raise InputError("--audio found without --speech-tokenizer; give the folder of the model's speech tokenizer")
+
+    speech_tokenizer = ichigo_jax.SpeechTokenizer.from_pretrained(arguments.speech_tokenizer) if arguments.audio else None
+    language_model = ichigo_jax.LanguageModel.from_pretrained(arguments.model, arguments.dtype)
+    assistant = ichigo_jax.Assistant(language_model, speech_tokenizer, arguments.allow_other_speech_tokenizer)
+    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if arguments.prompt:
+        messages.append({"role": "user", "content": arguments.prompt})
+    pieces = assistant.stream(
+        arguments.audio,
+        messages,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        asked = {"audio": arguments.audio} if arguments.audio else {"prompt": arguments.prompt}
+        print(json.dumps({**asked, "text": "".join(pieces)}, ensure_ascii=False))
+    else:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()

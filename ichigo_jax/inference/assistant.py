@@ -1,0 +1,131 @@
+"""The whole system: speech or text in, text out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.text import SoundCodes, StreamDecoder, encode_chat, transcription_request
+
+if TYPE_CHECKING:  # an assistant that only reads needs nothing of it
+    from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
+
+Audio = np.ndarray | str | os.PathLike
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Assistant:
+    """A language model with ears.
+
+    Attributes:
+      language_model: writes the answers.
+      speech_tokenizer: hears; None for an assistant that only reads.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        speech_tokenizer: SpeechTokenizer | None,
+        allow_other_speech_tokenizer: bool = False,
+    ):
+        """Checks that the two belong together.
+
+        Args:
+          language_model: with a text tokenizer that has a chat template.
+          speech_tokenizer: the one that the language model was trained with.
+          allow_other_speech_tokenizer: whether another one is accepted. Its codes mean something else, so this is for
+            tokenizers that are equal for all that matters, say after a change of dtype.
+
+        Raises:
+          InputError: no text tokenizer, no sound tokens, or another speech tokenizer than in training.
+        """
+        if language_model.tokenizer is None:
+            raise InputError("the language model has no text tokenizer; add its tokenizer files to the model folder")
+        if speech_tokenizer is not None:
+            _check_pair(language_model, speech_tokenizer, allow_other_speech_tokenizer)
+        self.language_model = language_model
+        self.speech_tokenizer = speech_tokenizer
+
+    def reply(self, audio: Audio | None = None, messages: Messages = (), *, max_new_tokens: int = 256, **options: Any) -> str:
+        """Answers.
+
+        Args:
+          audio: float32 [T] at 16 kHz or a file, the newest turn of the user; None when ``messages`` end with it.
+          messages: the conversation before, see ``text.chat.encode_chat``.
+          max_new_tokens: the longest answer.
+          **options: ``seed``, ``stop_ids`` and sampling as ``LanguageModel.generate`` takes them.
+
+        Raises:
+          InputError: neither audio nor messages, audio without a speech tokenizer, or what the models refuse.
+        """
+        return self._answer(self._conversation(audio, messages), max_new_tokens, options)
+
+    def stream(
+        self, audio: Audio | None = None, messages: Messages = (), *, max_new_tokens: int = 256, **options: Any
+    ) -> Iterator[str]:
+        """As ``reply``, in pieces of whole characters as they are written; joined they are what ``reply`` returns."""
+        tokenizer = self.language_model.tokenizer
+        prompt = encode_chat(tokenizer, self._conversation(audio, messages), add_generation_prompt=True).ids
+        decoder = StreamDecoder(tokenizer)
+        for token in self.language_model.stream(prompt, max_new_tokens, **options):
+            if piece := decoder.push(token):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def transcribe(
+        self, audio: Audio, *, language: str | None = "en", wording: int = 0, max_new_tokens: int = 256, **options: Any
+    ) -> str:
+        """Asks the language model for the words.
+
+        Args:
+          audio: float32 [T] at 16 kHz or a file.
+          language: "en" or "vi", of the request; None for models trained with the transcribe token.
+          wording: which of the request's wordings (``text.prompts``).
+          max_new_tokens, **options: as for ``reply``.
+        """
+        request = transcription_request(self._codes(audio), language, wording)
+        return self._answer([{"role": "user", "content": request}], max_new_tokens, options)
+
+    def _answer(self, conversation: Messages, max_new_tokens: int, options: Mapping[str, Any]) -> str:
+        return self.language_model.answer([conversation], max_new_tokens, **options)[0]
+
+    def _conversation(self, audio: Audio | None, messages: Messages) -> list[Mapping[str, Any]]:
+        if audio is None and not messages:
+            raise InputError("nothing to answer: found neither audio nor messages")
+        heard = [] if audio is None else [{"role": "user", "content": [SoundCodes(self._codes(audio))]}]
+        return [*messages, *heard]
+
+    def _codes(self, audio: Audio) -> list[int]:
+        if self.speech_tokenizer is None:
+            raise InputError("audio found, but this assistant has no speech tokenizer; give the model's own one")
+        (codes,) = self.speech_tokenizer.encode([audio])
+        return codes.tolist()
+
+
+def _check_pair(language_model: LanguageModel, speech_tokenizer: SpeechTokenizer, allow_other: bool) -> None:
+    sound, quantizer = language_model.config.sound, speech_tokenizer.config.quantizer
+    if sound is None:
+        raise InputError("the language model has no sound tokens; extend its vocabulary and train it on speech first")
+    if quantizer.num_quantizers != 1 or quantizer.codes > sound.codes:
+        raise InputError(
+            f"speech tokenizer with {quantizer.num_quantizers} quantisers of {quantizer.codes} codes found, "
+            f"the language model has one sound token for each of {sound.codes} codes"
+        )
+    if allow_other:
+        return
+    expected = language_model.provenance.get("speech_tokenizer_fingerprint")
+    if expected is None:
+        warnings.warn("the language model does not record its speech tokenizer; make sure that this is the one", stacklevel=3)
+    elif expected != speech_tokenizer.fingerprint:
+        name = language_model.provenance.get("speech_tokenizer", "unnamed")
+        raise InputError(
+            f"speech tokenizer {speech_tokenizer.fingerprint} found, the language model was trained with {expected} ({name}); "
+            "give that one, or pass allow_other_speech_tokenizer=True (--allow-other-speech-tokenizer) to go on all the same"
+        )

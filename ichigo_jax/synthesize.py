@@ -1,0 +1,154 @@
+"""Makes a corpus of spoken requests with text answers: real audio, from espeak-ng.
+
+    python -m ichigo_jax.synthesize --output runs/corpus --utterances 6000 --heldout-sentences 100 --seed 0
+
+Writes ``train.jsonl``, ``heldout.jsonl`` (sentences that training never has, by training's voices),
+``heldout_voice.jsonl`` (the same sentences by a voice that training never has), the clips in ``audio/`` (16-bit WAV,
+16 kHz) and ``corpus.json`` (what is in it). A row of a manifest:
+``{"path": "audio/train-00000.wav", "seconds", "text", "answer", "kind", "voice"}``, the path relative to the manifest.
+The same arguments give the same bytes. Needs the extra ``pip install espeakng-loader`` (GPL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from tqdm import tqdm
+
+from ichigo_jax import errors, storage
+from ichigo_jax.audio.decode import SAMPLE_RATE
+from ichigo_jax.data.spoken_requests import Request, requests
+from ichigo_jax.data.synthesis import Voice, synthesize
+
+TRAINING_VOICES = [
+    Voice("american man", "en-us", "", rate_wpm=190, pitch=50),
+    Voice("american woman", "en-us", "f2", rate_wpm=190, pitch=50),
+    Voice("english man", "en-gb-x-rp", "m3", rate_wpm=190, pitch=45),
+    Voice("scottish woman", "en-gb-scotland", "f4", rate_wpm=190, pitch=55),
+]
+HELDOUT_VOICE = Voice("english woman", "en-gb-x-rp", "belinda", rate_wpm=190, pitch=50)
+RATE_SPREAD = 0.12  # of the voice's rate, either way
+PITCH_SPREAD = 12  # of espeak-ng's 0 to 99, either way
+
+FULL = {"utterances": 6000, "heldout_sentences": 100}
+SMOKE = {"utterances": 240, "heldout_sentences": 16}
+
+
+def split_requests(heldout_sentences: int, seed: int) -> tuple[list[Request], list[Request]]:
+    """All requests as (training, held out), shuffled; of each fact at most one wording is held out.
+
+    Raises:
+      InputError: more sentences to hold out than there are facts.
+    """
+    everything = requests()
+    facts = len({(request.kind, request.answer) for request in everything})
+    if not 1 <= heldout_sentences <= facts:
+        raise errors.InputError(f"--heldout-sentences: found {heldout_sentences}, expected 1 to {facts}, one for each fact")
+    random.Random(seed).shuffle(everything)
+    training, heldout = [], {}
+    for request in everything:
+        fact = (request.kind, request.answer)
+        if len(heldout) < heldout_sentences and fact not in heldout:
+            heldout[fact] = request
+        else:
+            training.append(request)
+    return training, list(heldout.values())
+
+
+def write_corpus(output: Path, utterances: int, heldout_sentences: int, seed: int) -> None:
+    """Writes the corpus that this module describes as the folder ``output``, which appears when it is whole.
+
+    Args:
+      output: a folder that does not exist yet.
+      utterances: clips to train on, at least 1; the sentences are gone through again and again, each time by a voice
+        drawn anew.
+      heldout_sentences: sentences that training does not have.
+      seed: of the split and the voices.
+
+    Raises:
+      InputError: the folder exists, a number is out of bounds, or there is no espeak-ng.
+    """
+    if utterances < 1:
+        raise errors.InputError(f"--utterances: found {utterances}, expected at least 1")
+    training, heldout = split_requests(heldout_sentences, seed)
+    sets = {
+        "train": (itertools.islice(itertools.cycle(training), utterances), TRAINING_VOICES),
+        "heldout": (heldout, TRAINING_VOICES),
+        "heldout_voice": (heldout, [HELDOUT_VOICE]),
+    }
+    rng = random.Random(seed)
+    rows = {}
+    with storage.whole(output) as folder, tqdm(total=utterances + 2 * heldout_sentences, desc="speaking", unit="clip") as bar:
+        (folder / "audio").mkdir(parents=True)
+        for name, (said, voices) in sets.items():
+            rows[name] = []
+            for index, request in enumerate(said):
+                rows[name].append(_speak(folder, f"audio/{name}-{index:05d}.wav", request, rng.choice(voices), rng))
+                bar.update()
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[name]]
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        storage.write_json(folder / "corpus.json", _summary(rows, seed))
+
+
+def _speak(folder: Path, path: str, request: Request, voice: Voice, rng: random.Random) -> dict[str, Any]:
+    """Speaks one request at a speed and pitch drawn around the voice's own, writes the clip, returns its row."""
+    varied = dataclasses.replace(
+        voice,
+        rate_wpm=round(voice.rate_wpm * rng.uniform(1 - RATE_SPREAD, 1 + RATE_SPREAD)),
+        pitch=round(voice.pitch + rng.uniform(-PITCH_SPREAD, PITCH_SPREAD)),
+    )
+    samples = synthesize(request.text, varied)
+    soundfile.write(folder / path, samples, SAMPLE_RATE, subtype="PCM_16")
+    seconds = round(len(samples) / SAMPLE_RATE, 4)
+    return {"path": path, "seconds": seconds, **dataclasses.asdict(request), "voice": voice.name}
+
+
+def _summary(rows: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:
+    """What ``corpus.json`` says."""
+    everything = [row for group in rows.values() for row in group]
+    words = {word for row in everything for word in row["text"].split()}
+    return {
+        "seed": seed,
+        "utterances": {name: len(group) for name, group in rows.items()},
+        "sentences": {name: len({row["text"] for row in group}) for name, group in rows.items()},
+        "kinds": dict(sorted(Counter(row["kind"] for row in everything).items())),
+        "words": len(words),
+        "seconds": round(sum(row["seconds"] for row in everything), 1),
+        "longest_seconds": max(row["seconds"] for row in everything),
+        "training_voices": [dataclasses.asdict(voice) for voice in TRAINING_VOICES],
+        "heldout_voice": dataclasses.asdict(HELDOUT_VOICE),
+    }
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ichigo_jax.synthesize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True, type=Path, help="the folder to make; it must not exist")
+    parser.add_argument("--utterances", type=int, help=f"clips to train on (default {FULL['utterances']})")
+    parser.add_argument("--heldout-sentences", type=int, help=f"sentences held out (default {FULL['heldout_sentences']})")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the voices (default 0)")
+    parser.add_argument("--smoke", action="store_true", help=f"a tiny corpus: the defaults become {SMOKE}")
+    arguments = parser.parse_args(argv)
+    numbers = dict(SMOKE if arguments.smoke else FULL)
+    numbers |= {name: given for name in numbers if (given := getattr(arguments, name)) is not None}
+    write_corpus(arguments.output, **numbers, seed=arguments.seed)
+    summary = storage.read_json(arguments.output / "corpus.json")
+    print(
+        f"{arguments.output}: {sum(summary['utterances'].values())} clips, {summary['seconds'] / 60:.1f} min, "
+        f"{summary['words']} words, longest clip {summary['longest_seconds']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

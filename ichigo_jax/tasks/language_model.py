@@ -1,0 +1,172 @@
+"""Training the language model on sound tokens and text: next-token cross-entropy."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from ichigo_jax import configuration
+from ichigo_jax.data.language import Format, LanguageExamples, Rows, pack, read_rows
+from ichigo_jax.data.loading import training_batches
+from ichigo_jax.errors import InputError
+from ichigo_jax.evaluation.text import exact_fraction
+from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, save_model
+from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
+from ichigo_jax.storage import read_json
+from ichigo_jax.tasks.task import Scalars
+from ichigo_jax.text.chat import SoundCodes
+from ichigo_jax.text.tokenizer import TextTokenizer
+from ichigo_jax.training.losses import count_targets, cross_entropy_sums
+from ichigo_jax.training.run_config import RunConfig
+
+KIND = "language_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class NewModel:
+    """A model from random parameters.
+
+    Attributes:
+      text_tokenizer: a Hugging Face tokenizer folder; the vocabulary is as large as its ids.
+      vocab_multiple: the embedding's rows are padded to a multiple of it, for sharding.
+      llama: the fields of ``LlamaConfig`` but ``vocab_size``.
+    """
+
+    text_tokenizer: str
+    vocab_multiple: int
+    llama: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A parquet file, how its rows are read (``data.language``) and how often it is drawn, relative to the others."""
+
+    path: str
+    format: Format
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """Held-out rows of format ``instruction``: the first ``limit`` are answered and reported as ``name/…``."""
+
+    name: str
+    path: str
+    limit: int
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageData:
+    """What is read.
+
+    Attributes:
+      length: ids in a row.
+      packing: whether several examples share a row.
+      speech_tokenizer: the model folder whose codes the data holds; its fingerprint goes into the trained model's
+        provenance.
+    """
+
+    length: int
+    packing: bool
+    speech_tokenizer: str
+    sources: tuple[Source, ...]
+    evaluation: tuple[EvaluationSet, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageObjective:
+    """What is minimised: the cross-entropy of "all" ids but the first, or of the "answers" alone."""
+
+    predict: Literal["all", "answers"]
+
+
+class LanguageModelTask:
+    """See ``tasks.task.Task``."""
+
+    def __init__(self, config: RunConfig, workdir: Path):
+        self.config = config
+        self.data = configuration.from_dict(LanguageData, config.data, "config.data")
+        self.objective = configuration.from_dict(LanguageObjective, config.objective, "config.objective")
+        if config.init_from is not None:
+            if config.model is not None:
+                raise InputError("config.model found beside config.init_from; the model folder decides, set config.model to None")
+            self.tokenizer_folder = Path(config.init_from) / TOKENIZER_FOLDER
+            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+            self.model_config = load_config(config.init_from, KIND, LanguageModelConfig)
+        else:
+            new = configuration.from_dict(NewModel, config.model, "config.model")
+            self.tokenizer_folder = Path(new.text_tokenizer)
+            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+            self.model_config = _model_config(new, self.tokenizer)
+        fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]
+        self.speech_tokenizer = {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
+        self._sources = [self._rows(source) for source in self.data.sources]
+        self._evaluation = [(item, read_rows(item.path, "instruction")[: item.limit]) for item in self.data.evaluation]
+
+    def _rows(self, source: Source) -> Rows:
+        data, rows = self.data, read_rows(source.path, source.format)
+        examples = LanguageExamples(rows, source.format, self.tokenizer, data.length, self.objective.predict)
+        lengths, dropped = examples.lengths()
+        if dropped.examples:
+            print(
+                f"{source.path}: {dropped.examples} of {len(examples)} cut to {data.length} ids, {dropped.ids} ids left out",
+                file=sys.stderr,
+            )
+        groups = pack(lengths, data.length, self.config.seed) if data.packing else None
+        return Rows(examples, groups, data.length, self.tokenizer.pad_id)
+
+    def make_model(self, rngs: nnx.Rngs) -> Llama:
+        return Llama(self.model_config, rngs)
+
+    def load_model(self, folder: str, mesh: Mesh) -> Llama:
+        return load_model(folder, self.make_model, jnp.float32, mesh)
+
+    def batches(self) -> grain.MapDataset:
+        sources = [grain.MapDataset.source(rows) for rows in self._sources]
+        weights = [source.weight for source in self.data.sources]
+        return training_batches(sources, weights, self.config.train.batch_size, self.config.seed)
+
+    def data_sizes(self) -> list[int]:
+        return [len(rows) for rows in self._sources]
+
+    def totals(self, batch: Mapping[str, jax.Array]) -> Scalars:
+        return {"targets": count_targets(batch["targets"])}
+
+    def loss(self, model: Llama, batch: Mapping[str, jax.Array], totals: Scalars, key: jax.Array) -> tuple[jax.Array, Scalars]:
+        hidden, _ = model(batch["tokens"], batch["positions"], segment_ids=batch["segment_ids"], remat=self.config.train.remat)
+        loss, correct = cross_entropy_sums(model.logits(hidden), batch["targets"])
+        return loss / totals["targets"], {"accuracy": correct / totals["targets"]}
+
+    def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        return dict(metrics)
+
+    def evaluate(self, model: Llama) -> dict[str, float]:
+        language_model = LanguageModel(model, self.model_config, self.tokenizer, self.speech_tokenizer)
+        values = {}
+        for item, rows in self._evaluation:
+            requests = [[{"role": "user", "content": [SoundCodes(row["tokens"])]}] for row in rows]
+            answers = language_model.answer(requests, item.max_new_tokens)
+            values[f"{item.name}/answers_exact"] = exact_fraction([row["answer"] for row in rows], answers)
+        return values
+
+    def save(self, model: Llama, folder: Path) -> None:
+        state = nnx.to_pure_dict(nnx.state(model))
+        provenance = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, **self.speech_tokenizer}
+        save_model(folder, KIND, self.model_config, state, provenance, self.tokenizer_folder)
+
+
+def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfig:
+    llama = configuration.from_dict(LlamaConfig, {**new.llama, "vocab_size": tokenizer.size}, "config.model.llama")
+    padded = -(-tokenizer.size // new.vocab_multiple) * new.vocab_multiple
+    return LanguageModelConfig(llama, tokenizer.sound, tokenizer.eos_ids, padded)

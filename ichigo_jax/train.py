@@ -1,0 +1,183 @@
+"""Trains the speech tokenizer or the language model: the one entry for every training stage.
+
+    python -m ichigo_jax.train --config configs/FILE.py[:ARG] --workdir DIR [--config.section.field=value …]
+
+Writes DIR/config.json, DIR/metrics.jsonl, DIR/checkpoints/ and, at the end, the model folder DIR/model. The same command
+again resumes; a finished run is left as it is. SIGTERM and Ctrl-C save a checkpoint at the current step and exit with
+128 + the signal's number (143, 130).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from ichigo_jax import errors
+from ichigo_jax.data.loading import read_batches
+from ichigo_jax.errors import InputError
+from ichigo_jax.models.modules import Buffer, cast_params
+from ichigo_jax.parallel import make_mesh
+from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.training import run_config
+from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.metrics import MetricsLog
+from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from ichigo_jax.training.run_config import RunConfig
+from ichigo_jax.training.state import TrainState, logical_axes, make_state, split, state_shardings
+from ichigo_jax.training.stop import StopSignals
+
+NOT_FINITE = "the last {} losses or gradients were not finite; lower the learning rate or look at the data"
+
+
+def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
+    """One optimizer step, ``(state, batch) -> (state, metrics)``, to be jitted."""
+    parts = config.train.accumulation
+    dtype = jnp.dtype(config.train.compute_dtype)
+
+    def loss(params, frozen, buffers, part, totals, key):
+        model = nnx.merge(graphdef, cast_params(params, dtype), cast_params(frozen, dtype), buffers)
+        value, metrics = task.loss(model, part, totals, key)
+        return value, ({"loss": value, **metrics}, nnx.to_pure_dict(nnx.state(model, Buffer)))
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        totals = task.totals(batch)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), parts)
+
+        def add_part(buffers, part_and_key):
+            (_, (metrics, buffers)), grads = jax.value_and_grad(loss, has_aux=True)(
+                state.params, state.frozen, buffers, part_and_key[0], totals, part_and_key[1]
+            )
+            return buffers, (grads, metrics)
+
+        # Parts interleave the batch (row r belongs to part r mod parts), so that each stays spread over the data axis.
+        split_batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        if parts == 1:
+            buffers, (grads, metrics) = add_part(state.buffers, (batch, keys[0]))
+        else:
+            buffers, stacked = jax.lax.scan(add_part, state.buffers, (split_batch, keys))
+            grads, metrics = jax.tree.map(lambda x: x.sum(0), stacked)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        new = (optax.apply_updates(state.params, updates), buffers, opt_state)
+        old = (state.params, state.buffers, state.opt_state)
+        params, buffers, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        state = TrainState(state.step + 1, params, state.frozen, buffers, opt_state, skipped, in_a_row)
+        return state, {**metrics, "grad_norm": grad_norm, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
+
+    return step
+
+
+def train(config: RunConfig, workdir: Path) -> int:
+    """Runs or resumes one training run; returns the process's exit code."""
+    run_config.claim_workdir(workdir, config)
+    if (workdir / "model").exists():
+        print(f"{workdir}/model is complete; nothing to do")
+        return 0
+    mesh = make_mesh(vars(config.mesh))
+    task = make_task(config, workdir)
+    steps, output = config.train.steps, config.output
+    checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept)
+    first_process = jax.process_index() == 0
+
+    with jax.set_mesh(mesh), StopSignals() as stop:
+        # The model's structure, the optimizer and where every array lives.
+        abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+        axes = logical_axes(abstract, config.optimizer.frozen)
+        optimizer = make_optimizer(config.optimizer, steps, axes[0])
+
+        def initial_state(model: nnx.Module) -> TrainState:
+            return make_state(*split(model, config.optimizer.frozen)[1:], optimizer)
+
+        abstract_state = jax.eval_shape(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))))
+        shardings = state_shardings(abstract_state, axes, optimizer, mesh)
+
+        # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
+        start = checkpoints.latest_step()
+        if start is not None:
+            check_data_sizes(checkpoints.data()["sizes"], task.data_sizes())
+            state = checkpoints.restore(
+                jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings)
+            )
+        elif config.init_from is not None:
+            state = jax.jit(initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
+        else:
+            state = jax.jit(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))), out_shardings=shardings)()
+        start = start or 0
+
+        graphdef = split(abstract, config.optimizer.frozen)[0]
+        step_function = jax.jit(make_step(task, config, graphdef, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        learning_rate = learning_rate_schedule(config.optimizer, steps)
+        log = MetricsLog(workdir / "metrics.jsonl", start)
+
+        def model_of(state: TrainState) -> nnx.Module:
+            return nnx.merge(graphdef, state.params, state.frozen, state.buffers)
+
+        def due(every: int, step: int) -> bool:
+            return step == steps or (every > 0 and step % every == 0)
+
+        batches = read_batches(task.batches(), start, mesh)
+        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
+        clock, logged = time.perf_counter(), start
+        for step in range(start + 1, steps + 1):
+            state, metrics = step_function(state, next(batches))
+
+            if due(output.log_every, step):
+                values = task.report(jax.device_get(metrics))
+                rate = (step - logged) / (time.perf_counter() - clock)
+                log.write(step, {**values, "learning_rate": learning_rate(step - 1), "steps_per_second": rate})
+                progress.set_postfix(loss=f"{values['loss']:.3f}")
+                if values["skipped_in_a_row"] >= config.train.stop_after_nonfinite:
+                    raise InputError(f"step {step}: {NOT_FINITE.format(int(values['skipped_in_a_row']))}")
+                clock, logged = time.perf_counter(), step
+            progress.update()
+
+            if due(output.evaluate_every, step):
+                if values := task.evaluate(model_of(state)):
+                    log.write(step, values)
+                clock, logged = time.perf_counter(), step
+            if due(output.checkpoint_every, step) or stop.received:
+                checkpoints.save(state, step, {"sizes": task.data_sizes()})
+            if stop.received:
+                break
+        progress.close()
+        checkpoints.close()
+        if stop.received:
+            print(f"stopped at step {step} by signal {stop.received}; the same command goes on from there")
+            return 128 + stop.received
+        task.save(model_of(state), workdir / "model")
+    return 0
+
+
+def check_data_sizes(before: list[int], now: list[int]) -> None:
+    """A resumed run reads batches by number, which only means the same batches on the same data."""
+    if before != now:
+        raise InputError(
+            f"the data sources had {before} examples when this run began, now {now}; restore them or choose another --workdir"
+        )
+
+
+@errors.command
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ichigo_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
+    parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; the same folder resumes")
+    arguments, overrides = parser.parse_known_args()
+    return train(run_config.load(arguments.config, overrides), arguments.workdir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a training run consists of, whatever it trains: its config, state, optimizer, checkpoints and metrics."""

@@ -1,0 +1,225 @@
+"""The configuration of a training run: from a config file and flags to a checked dataclass, and whose workdir it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from ichigo_jax import configuration
+from ichigo_jax.errors import InputError
+from ichigo_jax.storage import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a warm-up and a decay.
+
+    Attributes:
+      learning_rate: the peak.
+      warmup_steps: steps from ``warmup_from`` times the peak up to the peak.
+      decay: "cosine" down to ``decay_to`` times the peak at the last step, or "constant".
+      weight_decay: AdamW's; on matrices only, or on all parameters.
+      clip_norm: bound of the global gradient norm.
+      frozen: parameters whose dotted name begins with one of these are not trained.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    warmup_from: float
+    decay: Literal["cosine", "constant"]
+    decay_to: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    weight_decay_on: Literal["matrices", "all"]
+    clip_norm: float
+    frozen: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: optimizer steps of the whole run.
+      batch_size: examples a step, over all hosts and accumulation parts together.
+      accumulation: parts that a batch is computed in, one after the other.
+      compute_dtype: what the parameters are cast to for the forward and backward pass; they are kept in float32.
+      remat: what the backward pass computes anew (``modules.scan_layers``).
+      stop_after_nonfinite: consecutive steps with a non-finite loss or gradient, each skipped, before the run stops.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    compute_dtype: Literal["float32", "bfloat16"]
+    remat: Literal["none", "dots", "full"]
+    stop_after_nonfinite: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 is all that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """What a run writes and how often, in steps; 0 is never. The last step is always logged, evaluated and saved."""
+
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    checkpoints_kept: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run of ``train`` does.
+
+    Attributes:
+      task: what is trained.
+      seed: of initialisation, data order and everything random in the step.
+      init_from: a model folder to start from, or None for random parameters.
+      model, data, objective: what is built, what it reads, what it minimises, in the task's own fields.
+    """
+
+    task: Literal["speech_tokenizer", "language_model"]
+    seed: int
+    init_from: str | None
+    model: Any
+    data: Any
+    objective: Any
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    output: OutputConfig
+
+
+# A resumed run may be laid out over other devices and may log and save at another pace; anything else is another run.
+MAY_CHANGE = ("mesh.", "output.")
+
+
+def load(spec: str, overrides: Sequence[str]) -> RunConfig:
+    """Reads ``FILE.py[:ARG]``, applies ``--config.a.b=value`` flags and checks every field.
+
+    Raises:
+      InputError: no such file, a field that does not exist, a value of the wrong type.
+    """
+    file, _, argument = spec.partition(":")
+    config = _run_file(Path(file), argument)
+    for override in overrides:
+        _override(config, override)
+    return configuration.from_dict(RunConfig, config.to_dict(), "config")
+
+
+def parse_argument(argument: str, **defaults: Any) -> SimpleNamespace:
+    """The part after the colon of ``--config FILE.py:ARG``, for config files.
+
+    ``parse_argument("quantizer,smoke,root=here", stage="whisper", smoke=False, root="runs")`` ->
+    ``stage="quantizer", smoke=True, root="here"``: a bare word switches on the option of that name, or else is the first
+    option's value.
+
+    Raises:
+      InputError: an option that ``defaults`` does not have.
+    """
+    values = dict(defaults)
+    for item in filter(None, argument.split(",")):
+        name, equals, text = item.partition("=")
+        if not equals and isinstance(defaults.get(name), bool):
+            values[name] = True
+        elif not equals:
+            values[next(iter(defaults))] = name
+        elif name in defaults and not isinstance(defaults[name], bool):
+            values[name] = type(defaults[name])(text)
+        else:
+            raise InputError(
+                f"config argument {item!r} found, expected one of {', '.join(f'{k}={v}' for k, v in defaults.items())}"
+            )
+    return SimpleNamespace(**values)
+
+
+def claim_workdir(workdir: Path, config: RunConfig) -> None:
+    """Writes ``workdir/config.json``, or checks that the run which wrote it is this one.
+
+    Raises:
+      InputError: another config started this workdir; the message names the fields that differ.
+    """
+    path = workdir / "config.json"
+    values = json.loads(json.dumps(configuration.to_dict(config)))
+    if path.exists():
+        before, now = dict(_flat(read_json(path))), dict(_flat(values))
+        changed = [
+            f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            found = "; ".join(changed[:8])
+            raise InputError(f"{workdir}: another config started this workdir ({found}); choose another --workdir or undo this")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+
+
+def _run_file(path: Path, argument: str) -> ConfigDict:
+    if not path.is_file():
+        raise InputError(f"--config {path}: no such file")
+    spec = importlib.util.spec_from_file_location("ichigo_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config {path}: expected a Python file with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"--config {path}: the file defines no get_config()")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def _override(config: ConfigDict, flag: str) -> None:
+    name, equals, text = flag.removeprefix("--config.").partition("=")
+    if not flag.startswith("--config.") or not equals:
+        raise InputError(f"{flag!r} found, expected --config.section.field=value")
+    *sections, field = name.split(".")
+    node: Any = config
+    for section in sections:
+        node = node[section] if isinstance(node, ConfigDict) and section in node else None
+    if not isinstance(node, ConfigDict) or field not in node or isinstance(node[field], ConfigDict):
+        known = ", ".join(key for key, _ in _flat(config.to_dict()))
+        raise InputError(f"--config.{name}: no such field; the fields are {known}")
+    node[field] = _parse(text, node[field], f"--config.{name}")
+
+
+def _parse(text: str, like: Any, where: str) -> Any:
+    if isinstance(like, str):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if like is None:
+        return value
+    if isinstance(like, float) and type(value) is int:
+        value = float(value)
+    expected = (list, tuple) if isinstance(like, list | tuple) else type(like)
+    if not isinstance(value, expected) or isinstance(value, bool) != isinstance(like, bool):
+        raise InputError(f"{where}: found {text!r}, expected {type(like).__name__}, as in {like!r}")
+    return value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,111 @@
+"""What a training step changes, and how it is laid out over the mesh.
+
+Everything is a nested dictionary of arrays, so that Orbax, optax and ``nnx.merge`` read it without adapters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from ichigo_jax.models.modules import Buffer
+from ichigo_jax.parallel import named_sharding, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """The whole state of a run; together with the config and the data it determines every later step.
+
+    Attributes:
+      step: int32, optimizer steps taken.
+      params: trained parameters, float32.
+      frozen: parameters that are not trained.
+      buffers: codebooks and their statistics.
+      opt_state: the optimizer's.
+      skipped: int32, steps skipped so far because a loss or gradient was not finite.
+      skipped_in_a_row: int32, of these, the ones just before this step.
+    """
+
+    step: Any
+    params: Any
+    frozen: Any
+    buffers: Any
+    opt_state: Any
+    skipped: Any
+    skipped_in_a_row: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A model's structure without its arrays.
+
+    Attributes:
+      graphdef: what ``nnx.merge`` needs beside the arrays.
+      params, frozen, buffers: trees of logical axes.
+      shardings: a ``TrainState`` of shardings, or of one part once ``optimizer_shardings`` is asked.
+    """
+
+    graphdef: Any
+    params: Any
+    frozen: Any
+    buffers: Any
+
+
+def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, dict]:
+    """A model as graph definition, trained parameters, frozen parameters and buffers."""
+
+    def is_frozen(path, value) -> bool:
+        return isinstance(value, nnx.Param) and bool(frozen) and ".".join(map(str, path)).startswith(frozen)
+
+    graphdef, stuck, params, buffers = nnx.split(model, is_frozen, nnx.Param, Buffer)
+    return graphdef, *map(nnx.to_pure_dict, (params, stuck, buffers))
+
+
+def logical_axes(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict, dict]:
+    """For trained parameters, frozen ones and buffers, the tree of each array's logical axes."""
+    flat = {path: variable.axes for path, variable in nnx.to_flat_state(nnx.state(model))}
+    _, *parts = split(model, frozen)
+    return tuple(unflatten_dict({path: flat[path] for path in flatten_dict(part)}) for part in parts)  # type: ignore[return-value]
+
+
+def make_state(params: Any, frozen: Any, buffers: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, frozen, buffers, optimizer.init(params), zero, zero)
+
+
+def state_shardings(
+    state: TrainState, axes: tuple[dict, dict, dict], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A ``TrainState`` of shardings: arrays by their logical axes, optimizer moments as their parameters, scalars everywhere.
+
+    Args:
+      state: abstract or real, for the shapes.
+      axes: from ``logical_axes``.
+      optimizer: to tell which parts of its state mirror the parameters.
+      mesh: from ``parallel.make_mesh``.
+    """
+
+    def shard(arrays: dict, names: dict) -> dict:
+        flat_names = flatten_dict(names)
+        flat = flatten_dict(arrays)
+        return unflatten_dict(
+            {path: named_sharding(mesh, flat_names[path], x.shape, ".".join(map(str, path))) for path, x in flat.items()}
+        )
+
+    everywhere = replicated(mesh)
+    params = shard(state.params, axes[0])
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(
+        everywhere, params, shard(state.frozen, axes[1]), shard(state.buffers, axes[2]), opt_state, everywhere, everywhere
+    )

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Installs everything the tests need and runs the default test suite; further arguments go to pytest.
+#
+#   bash launch/test.sh                          the default tests, minutes
+#   bash launch/test.sh -m slow                  the slow ones
+#   PYTHON=python3.12 bash launch/test.sh        on another Python
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+
+# The PyTorch originals that the tests compare with.
+install test openai-whisper ichigo ichigo_asr vector-quantize-pytorch
+
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
+"$VENV/bin/python" -m pytest "$@"

@@ -1,0 +1,53 @@
+from setuptools import find_packages, setup
+
+TORCH = "torch>=2.10"
+SPEECH_SYNTHESIS = "espeakng-loader>=0.2.4"  # GPL; only the synthetic corpus uses it
+
+EXTRAS = {
+    "convert": [TORCH],
+    "synthesis": [SPEECH_SYNTHESIS],
+    "quickstart": [TORCH, SPEECH_SYNTHESIS, "matplotlib>=3.9"],
+    "test": [
+        TORCH,
+        SPEECH_SYNTHESIS,
+        "matplotlib>=3.9",
+        "pytest>=8",
+        "ruff>=0.9",
+        # what the reference implementations need; they themselves are installed without their dependencies (launch/test.sh)
+        "einops",
+        "einx",
+        "more-itertools",
+        "tiktoken",
+    ],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+}
+
+setup(
+    name="ichigo_jax",
+    version="0.1.0",
+    description="Ichigo, the open early-fusion speech system, in JAX: a speech tokenizer and a language model that hears",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ichigo_jax*", "converters*"]),
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "grain>=0.2.12",
+        "ml-collections>=1.0",
+        "ml-dtypes>=0.5",
+        "numpy>=2.0",
+        "transformers>=4.55",
+        "tokenizers>=0.21",
+        "safetensors>=0.5",
+        "pyarrow>=18",
+        "librosa>=0.11",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "jiwer>=4",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)

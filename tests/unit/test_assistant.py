@@ -1,0 +1,189 @@
+"""The assistant and the commands around it, on random models."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import soundfile
+from test_generation import save_tiny_model
+
+import ichigo_jax
+from ichigo_jax import generate, transcribe
+from ichigo_jax.data.audio_files import list_audio
+from ichigo_jax.errors import InputError
+from ichigo_jax.inference.assistant import Assistant
+from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.text import SoundCodes, encode_chat, transcription_request
+
+CLIP = np.zeros(1600, np.float32)
+SHORT = {"max_new_tokens": 12}
+
+
+class Ears:
+    """A speech tokenizer that hears the same codes in everything."""
+
+    def __init__(self, fingerprint="f" * 16, codes=5, quantizers=1):
+        self.fingerprint = fingerprint
+        self.config = types.SimpleNamespace(quantizer=types.SimpleNamespace(codes=codes, num_quantizers=quantizers))
+
+    def encode(self, audio):
+        return [np.array([3, 3, 0], np.int32) for _ in audio]
+
+    def transcribe(self, audio, language):
+        return [f"{language}: {len(clip)} samples" for clip in audio]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assistant")
+    save_tiny_model(folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def language_model(folder):
+    return LanguageModel.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def assistant(language_model):
+    return Assistant(language_model, Ears())
+
+
+def answer_to(language_model, messages, **options):
+    tokenizer = language_model.tokenizer
+    prompt = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
+    return tokenizer.decode(language_model.generate([prompt], **(SHORT | options))[0])
+
+
+class TestAssistant:
+    def test_hears_the_codes(self, assistant, language_model):
+        heard = {"role": "user", "content": [SoundCodes([3, 3, 0])]}
+        assert assistant.reply(CLIP, **SHORT) == answer_to(language_model, [heard])
+        before = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+        assert assistant.reply(CLIP, before, **SHORT) == answer_to(language_model, [*before, heard])
+        assert assistant.reply(messages=before[:1], **SHORT) == answer_to(language_model, before[:1])
+
+    def test_transcribes(self, assistant, language_model):
+        request = [{"role": "user", "content": transcription_request([3, 3, 0], "vi", 2)}]
+        assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
+
+    @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}])
+    def test_stream_is_the_reply_in_pieces(self, assistant, options):
+        pieces = list(assistant.stream(CLIP, **SHORT, **options))
+        assert "".join(pieces) == assistant.reply(CLIP, **SHORT, **options)
+        assert len(pieces) > 1 and all(pieces)
+
+    def test_another_speech_tokenizer_is_refused(self, language_model):
+        with pytest.raises(InputError, match=r"tokenizer a{16} found, .* trained with f{16} \(ears\); .*allow_other"):
+            Assistant(language_model, Ears("a" * 16))
+        Assistant(language_model, Ears("a" * 16), allow_other_speech_tokenizer=True)
+
+    def test_an_unrecorded_speech_tokenizer_is_a_warning(self, folder):
+        language_model = LanguageModel.from_pretrained(folder)
+        del language_model.provenance["speech_tokenizer_fingerprint"]
+        with pytest.warns(UserWarning, match="does not record"):
+            Assistant(language_model, Ears())
+
+    def test_refusals(self, assistant, language_model):
+        with pytest.raises(InputError, match="neither audio nor messages"):
+            assistant.reply()
+        with pytest.raises(InputError, match="no speech tokenizer"):
+            Assistant(language_model, None).reply(CLIP)
+        with pytest.raises(InputError, match="2 quantisers of 5 codes"):
+            Assistant(language_model, Ears(quantizers=2))
+        with pytest.raises(InputError, match="quantisers of 9 codes"):
+            Assistant(language_model, Ears(codes=9), allow_other_speech_tokenizer=True)
+
+
+class TestGenerateCommand:
+    def run(self, capsys, *arguments):
+        with pytest.raises(SystemExit) as exit:
+            generate.main([*map(str, arguments), "--max-new-tokens", "12"])
+        return exit.value.code, capsys.readouterr()
+
+    def test_text(self, folder, language_model, capsys):
+        messages = [{"role": "system", "content": "Sing."}, {"role": "user", "content": "hi"}]
+        code, printed = self.run(capsys, "--model", folder, "--prompt", "hi", "--system", "Sing.")
+        assert code == 0 and printed.out == answer_to(language_model, messages) + "\n"
+
+    def test_audio_as_json(self, folder, language_model, monkeypatch, capsys):
+        monkeypatch.setattr(ichigo_jax, "SpeechTokenizer", types.SimpleNamespace(from_pretrained=lambda _: Ears()), raising=False)
+        code, printed = self.run(
+            capsys, "--model", folder, "--audio", "a.wav", "--speech-tokenizer", "ears", "--json", "--temperature", "1"
+        )
+        expected = answer_to(language_model, [{"role": "user", "content": [SoundCodes([3, 3, 0])]}], temperature=1.0)
+        assert code == 0 and json.loads(printed.out) == {"audio": "a.wav", "text": expected}
+
+    def test_bad_input_is_one_line(self, folder, tmp_path, capsys):
+        code, printed = self.run(capsys, "--model", folder, "--audio", "a.wav")
+        assert code == 2 and "--speech-tokenizer" in printed.err and printed.err.count("\n") == 1
+        code, printed = self.run(capsys, "--model", tmp_path / "none", "--prompt", "x")
+        assert code == 2 and "expected a model folder" in printed.err and printed.err.count("\n") == 1
+
+
+class TestTranscribeCommand:
+    @pytest.fixture(autouse=True)
+    def speech_tokenizer(self, monkeypatch):
+        monkeypatch.setattr(transcribe.SpeechTokenizer, "from_pretrained", lambda _, batch_size: Ears())
+
+    @pytest.fixture
+    def clips(self, tmp_path):
+        folder = tmp_path / "clips"
+        folder.mkdir()
+        for number in range(3):
+            soundfile.write(folder / f"{number}.wav", np.full(1000 + number, 0.1), 16000)
+        return folder
+
+    def run(self, *arguments):
+        with pytest.raises(SystemExit) as exit:
+            transcribe.main(["--model", "ears", *map(str, arguments)])
+        return exit.value.code
+
+    def test_lines_in_order(self, clips, capsys):
+        assert self.run("--batch-size", 2, clips) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert rows == [{"path": str(clips / f"{n}.wav"), "text": f"en: {1000 + n} samples"} for n in range(3)]
+
+    def test_bad_files_are_recorded(self, clips, tmp_path):
+        (clips / "1.wav").write_bytes(b"no audio")
+        assert self.run("--language", "vi", "--output", tmp_path / "out.jsonl", clips) == 1
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["path"] for row in rows] == [str(clips / f"{n}.wav") for n in range(3)]
+        assert "1.wav" in rows[1]["error"] and "text" not in rows[1]
+        assert rows[2]["text"] == "vi: 1002 samples"
+
+    def test_existing_output_and_missing_paths_are_refused(self, clips, tmp_path, capsys):
+        (tmp_path / "out.jsonl").write_text("mine")
+        assert self.run("--output", tmp_path / "out.jsonl", clips) == 2
+        assert (tmp_path / "out.jsonl").read_text() == "mine"
+        assert self.run(tmp_path / "none.wav") == 2
+        assert "none.wav: no such file" in capsys.readouterr().err
+        assert self.run("--batch-size", 0, clips) == 2
+
+
+class TestListAudio:
+    def test_files_folders_and_manifests(self, tmp_path):
+        for name in ("b.wav", "a.FLAC", "notes.txt", "deep/c.mp3"):
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name).touch()
+        manifest = tmp_path / "list.jsonl"
+        manifest.write_text('{"path": "in/b.wav", "text": "x"}\n{"path": "gone.wav"}\n')
+        inside = tmp_path / "in"
+        names = [str(inside / name) for name in ("a.FLAC", "b.wav", "deep/c.mp3")]
+        assert list_audio([inside]) == [{"path": name} for name in names]
+        assert list_audio([manifest, inside / "notes.txt", inside / "b.wav"]) == [
+            {"path": str(inside / "b.wav"), "text": "x"},
+            {"path": str(tmp_path / "gone.wav")},
+            {"path": str(inside / "notes.txt")},
+        ]
+
+    def test_refusals(self, tmp_path):
+        with pytest.raises(InputError, match="no such file or folder"):
+            list_audio([tmp_path / "x"])
+        with pytest.raises(InputError, match="no audio files found"):
+            list_audio([tmp_path])
+        (tmp_path / "m.jsonl").write_text('{"text": "x"}\n')
+        with pytest.raises(InputError, match="row 1 has no 'path'"):
+            list_audio([tmp_path / "m.jsonl"])

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import constrain, make_mesh, named_sharding, partition_spec
+
+
+def test_rules_map_logical_axes():
+    assert partition_spec(("layers", "embed", "ffn")) == PartitionSpec(None, "fsdp", "tensor")
+
+
+def test_two_axes_on_one_mesh_axis_are_refused():
+    with pytest.raises(InputError, match="'heads' and 'ffn' of one array both map to 'tensor'"):
+        partition_spec(("heads", "ffn"))
+
+
+def test_unknown_axis_is_refused():
+    with pytest.raises(InputError, match="logical axis 'hidden' found"):
+        partition_spec(("hidden",))
+
+
+def test_sizes_that_do_not_divide_are_refused_by_name():
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
+    with pytest.raises(InputError, match="layers.q: axis 'embed' of size 12 cannot be split over 8 devices"):
+        named_sharding(mesh, ("embed", "heads"), (12, 4), "layers.q")
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 16}, {"data": -1, "fsdp": -1}, {"data": 0}, {"model": 8}])
+def test_meshes_that_the_devices_do_not_make(sizes):
+    with pytest.raises(InputError):
+        make_mesh(sizes)
+
+
+def test_the_rest_of_the_devices():
+    assert make_mesh({"data": -1, "tensor": 2}).shape == {"data": 4, "fsdp": 1, "tensor": 2, "context": 1}
+
+
+def test_constrain_lays_out_what_divides_and_leaves_the_rest():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1, "context": 2})
+    with jax.set_mesh(mesh):
+        x = jax.jit(lambda x: constrain(x, "batch", "time", "activation"))(jnp.zeros((4, 6, 3)))
+        odd = jax.jit(lambda x: constrain(x, "batch", "time", "activation"))(jnp.zeros((3, 5, 3)))
+    assert x.sharding.shard_shape(x.shape) == (1, 3, 3)
+    assert odd.shape == (3, 5, 3)
