@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
                     "architecture": "llama",
                     "hidden_size": 192,
                     "intermediate_size": 512,
-                    "num_hidden_layers": 4,
+                    "num_hidden_layers": 3,
                     "num_attention_heads": 3,
                     "num_key_value_heads": 1,
                     "head_dim": 64,
@@ -48,15 +48,15 @@ def get_config(argument: str = "") -> ConfigDict:
                 },
             },
             "data": {
-                "length": 112,
-                "packing": False,
+                "length": 176,
+                "packing": True,
                 "speech_tokenizer": f"{root}/speech_tokenizer/model",
                 "sources": ({"path": tokens, "format": "sound", "weight": 1.0},),
                 "evaluation": (),
             },
             "objective": {"predict": "all"},
             "optimizer": {
-                "learning_rate": 2e-3,
+                "learning_rate": 1.5e-3,
                 "warmup_steps": 30,
                 "warmup_from": 0.0,
                 "decay": "cosine",
@@ -71,7 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
             },
             "train": {
                 "steps": 150,
-                "batch_size": 32,
+                "batch_size": 8,
                 "accumulation": 1,
                 "compute_dtype": "float32",
                 "remat": "none",
@@ -92,7 +92,7 @@ def get_config(argument: str = "") -> ConfigDict:
             {"name": "heldout", "path": f"{root}/tokens/heldout.parquet", "limit": 64, "max_new_tokens": 32},
         )
         config.objective.predict = "answers"
-        config.train.steps = 700
+        config.train.steps = 1400
     elif options.smoke:
         config.model.llama.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
     if options.smoke:

@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "model": {
                 "whisper": {
                     "n_mels": 80,
-                    "n_audio_ctx": 104,
+                    "n_audio_ctx": 108,
                     "n_audio_state": 128,
                     "n_audio_head": 2,
                     "n_audio_layer": 2,
@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
                     "codebook_dim": 32,
                     "downsample": 2,
                     "downsampling": "mean",
-                    "positions": 104,
+                    "positions": 108,
                     "codebook_decay": 0.9,
                     "threshold_ema_dead_code": 2.0,
                     "laplace_eps": 1e-5,
@@ -69,7 +69,7 @@ def get_config(argument: str = "") -> ConfigDict:
             },
             "objective": {"bottleneck": quantizer},
             "optimizer": {
-                "learning_rate": 2e-3,
+                "learning_rate": 1.5e-3,
                 "warmup_steps": 50,
                 "warmup_from": 0.0,
                 "decay": "cosine",
@@ -83,8 +83,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frozen": ("quantizer",),
             },
             "train": {
-                "steps": 600,
-                "batch_size": 32,
+                "steps": 800,
+                "batch_size": 16,
                 "accumulation": 1,
                 "compute_dtype": "float32",
                 "remat": "none",
@@ -97,7 +97,7 @@ def get_config(argument: str = "") -> ConfigDict:
     if quantizer:
         config.init_from = f"{root}/whisper/model"
         config.optimizer.frozen = ()
-        config.train.steps = 400
+        config.train.steps = 600
     if options.smoke:
         config.model.whisper.update(n_audio_state=64, n_audio_head=1, n_text_state=64, n_text_head=1)
         config.model.quantizer.update(n_head=1, vq_codes=32, mask_code=32)

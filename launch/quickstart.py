@@ -134,7 +134,12 @@ def command(module: str, *arguments: object) -> None:
     """Shows a command as a user would type it, and runs it."""
     words = ["-m", module, *map(str, arguments)]
     print(f"$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=REPOSITORY).returncode
+    process = subprocess.Popen([sys.executable, *words], cwd=REPOSITORY)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the command got it too, and saves what it has
+        code = process.wait()
+        print("interrupted; the same command goes on from here")
     if code:
         sys.exit(code if code > 0 else 128 - code)
 
@@ -281,7 +286,7 @@ def draw_pictures(root: Path) -> None:
     axes[0].set(title=f"“{row['text']}”", ylabel="waveform")
     axes[1].imshow(mel.T, origin="lower", aspect="auto", extent=(0, frames / 100, 0, mels))
     axes[1].set(ylabel="log-mel")
-    axes[2].step(np.arange(len(codes)) / 25, codes, where="post")
+    axes[2].step(np.arange(len(codes) + 1) / 25, [*codes, codes[-1]], where="post")
     for position, code in enumerate(codes):
         axes[2].text(position / 25 + 0.02, code, str(code), fontsize=6, ha="center", va="bottom")
     axes[2].set(ylabel="sound token", xlabel="seconds", xlim=(0, seconds))

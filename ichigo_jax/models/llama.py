@@ -18,7 +18,18 @@ from flax import nnx
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import attention, causal_mask
-from ichigo_jax.models.modules import Remat, RMSNorm, normal, param, rotary_angles, rotate, scan_layers, stack_layers, zeros
+from ichigo_jax.models.modules import (
+    Remat,
+    RMSNorm,
+    normal,
+    param,
+    project,
+    rotary_angles,
+    rotate,
+    scan_layers,
+    stack_layers,
+    zeros,
+)
 from ichigo_jax.parallel import constrain
 from ichigo_jax.vocab import SoundVocabulary
 
@@ -179,17 +190,17 @@ class SelfAttention(nnx.Module):
             self.k_bias = param(rngs, zeros, (K, H), ("kv_heads", "head"))
             self.v_bias = param(rngs, zeros, (K, H), ("kv_heads", "head"))
 
-    def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def queries_keys_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H]; queries and keys rotated to their positions."""
-        q = jnp.einsum("btd,dnh->btnh", x, self.q[...])
-        k = jnp.einsum("btd,dkh->btkh", x, self.k[...])
-        v = jnp.einsum("btd,dkh->btkh", x, self.v[...])
+        q = project(x, self.q[...])
+        k = project(x, self.k[...])
+        v = project(x, self.v[...])
         if self.has_bias:
             q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, heads: jax.Array) -> jax.Array:
-        return jnp.einsum("btnh,nhd->btd", heads, self.o[...])
+        return project(heads, self.o[...], axes=2)
 
 
 class FeedForward(nnx.Module):
@@ -203,7 +214,7 @@ class FeedForward(nnx.Module):
         self.down = param(rngs, init, (F, D), ("ffn", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]
+        return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])
 
 
 class Block(nnx.Module):
@@ -277,7 +288,7 @@ class Llama(nnx.Module):
 
     def _layers(self, x, cos, sin, mask, remat):
         def layer(block, x, _):
-            q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
+            q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
             return block.finish(x, attention(q, k, v, mask)), None
 
         return scan_layers(self.layers, layer, x, remat=remat)[0]
@@ -288,7 +299,7 @@ class Llama(nnx.Module):
         # The whole cache is carried, not scanned over, so that XLA updates it in place instead of copying it every call.
         def layer(block, carry, index):
             x, cache = carry
-            q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
+            q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
             cache = Cache(
                 cache.k.at[index, rows, positions].set(k.astype(cache.k.dtype), mode="drop"),
                 cache.v.at[index, rows, positions].set(v.astype(cache.v.dtype), mode="drop"),
@@ -301,8 +312,6 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] -> float32 logits [B, T, V], padding rows left out."""
-        if self.config.llama.tie_word_embeddings:
-            out = jnp.einsum("btd,vd->btv", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-        else:
-            out = jnp.einsum("btd,dv->btv", hidden, self.lm_head[...], preferred_element_type=jnp.float32)
+        kernel = self.embedding[...].T if self.config.llama.tie_word_embeddings else self.lm_head[...]
+        out = project(hidden, kernel, dtype=jnp.float32)
         return out[..., : self.config.llama.vocab_size]

@@ -24,6 +24,7 @@ from ichigo_jax.models.modules import (
     Remat,
     fan_in_normal,
     param,
+    project,
     rotate,
     scan_layers,
     stack_layers,
@@ -118,8 +119,8 @@ class MultiHeadAttention(nnx.Module):
           x: [B, S, D].
           angles: cosine and sine [B, S, H/2] of rotary positions, or None for no rotation.
         """
-        k = jnp.einsum("bsd,dnh->bsnh", x, self.key[...]) * self.scale
-        v = jnp.einsum("bsd,dnh->bsnh", x, self.value[...]) + self.value_bias[...]
+        k = project(x, self.key[...]) * self.scale
+        v = project(x, self.value[...]) + self.value_bias[...]
         return KeyValues(k if angles is None else rotate(k, *angles), v)
 
     def __call__(
@@ -130,10 +131,10 @@ class MultiHeadAttention(nnx.Module):
         angles: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; ``mask`` as in ``attention``, ``angles`` [B, T, H/2] for the queries."""
-        q = (jnp.einsum("btd,dnh->btnh", x, self.query[...]) + self.query_bias[...]) * self.scale
+        q = (project(x, self.query[...]) + self.query_bias[...]) * self.scale
         if angles is not None:
             q = rotate(q, *angles)
-        return jnp.einsum("btnh,nhd->btd", attention(q, *keys_values, mask), self.out[...]) + self.out_bias[...]
+        return project(attention(q, *keys_values, mask), self.out[...], axes=2) + self.out_bias[...]
 
 
 class MLP(nnx.Module):
@@ -146,8 +147,8 @@ class MLP(nnx.Module):
         self.down_bias = param(rngs, init.bias(hidden), (size,), ("norm",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = jax.nn.gelu(x @ self.up[...] + self.up_bias[...], approximate=False)
-        return hidden @ self.down[...] + self.down_bias[...]
+        hidden = jax.nn.gelu(project(x, self.up[...]) + self.up_bias[...], approximate=False)
+        return project(hidden, self.down[...]) + self.down_bias[...]
 
 
 class Conv(nnx.Module):
@@ -163,7 +164,7 @@ class Conv(nnx.Module):
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
         taps = [padded[:, tap : tap + x.shape[1] : self.stride] for tap in range(KERNEL)]
         kernel = self.kernel[...]
-        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...]
+        return project(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1])) + self.bias[...]
 
 
 class EncoderBlock(nnx.Module):
@@ -320,7 +321,7 @@ class TextDecoder(nnx.Module):
         return constrain(x, "batch", "time", "activation")
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum("bsd,vd->bsv", self.norm(x), self.token_embedding[...]).astype(jnp.float32)
+        return project(self.norm(x), self.token_embedding[...].T).astype(jnp.float32)
 
 
 class Whisper(nnx.Module):

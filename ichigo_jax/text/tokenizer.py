@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
@@ -81,7 +81,7 @@ class TextTokenizer:
             raise InputError(f"{folder}: no tokenizer.json found, expected a Hugging Face tokenizer folder")
         read_json(Path(folder) / "tokenizer.json")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever is wrong with the files, transformers has a different exception for it
             raise InputError(
                 f"{folder}: expected a Hugging Face tokenizer folder, found {' '.join(str(error).split())}"

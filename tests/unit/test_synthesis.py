@@ -14,7 +14,7 @@ import soundfile
 from ichigo_jax import synthesize as command
 from ichigo_jax.audio.decode import SAMPLE_RATE, load_audio
 from ichigo_jax.data import synthesis
-from ichigo_jax.data.spoken_requests import NUMBERS, Request, requests
+from ichigo_jax.data.spoken_requests import DIGITS, Request, requests
 from ichigo_jax.data.synthesis import MARGIN_SECONDS, Voice, synthesize
 from ichigo_jax.errors import InputError
 
@@ -57,8 +57,7 @@ def test_every_fact_is_asked_for_in_several_wordings():
         ("turn on the kitchen light", "okay the kitchen light is on", "device"),
         ("please switch the garden radio off", "okay the garden radio is off", "device"),
         ("what is three plus four", "three plus four is seven", "sum"),
-        ("add nine and nine", "nine plus nine is eighteen", "sum"),
-        ("take four from nine", "nine minus four is five", "sum"),
+        ("add zero and nine", "zero plus nine is nine", "sum"),
         ("what day comes after sunday", "monday comes after sunday", "day"),
         ("which day is before monday", "sunday comes before monday", "day"),
         ("tell me the opposite of cold", "the opposite of cold is hot", "opposite"),
@@ -71,16 +70,16 @@ def test_what_is_answered(text, answer, kind):
 def test_sums_and_digit_strings_are_right():
     for request in requests():
         words = request.text.split()
-        numbers = [NUMBERS.index(word) for word in words if word in NUMBERS]
-        answered = [NUMBERS.index(word) for word in request.answer.split() if word in NUMBERS]
+        numbers = [DIGITS.index(word) for word in words if word in DIGITS]
+        answered = [DIGITS.index(word) for word in request.answer.split() if word in DIGITS]
         if request.kind == "repeat":
             assert answered == numbers
         if request.kind == "backwards":
             assert answered == numbers[::-1]
         if request.kind == "sum":
             a, b, result = answered
-            assert result == (a + b if "plus" in request.answer else a - b)
-            assert numbers == ([b, a] if words[0] == "take" else [a, b])
+            assert result == a + b
+            assert numbers == [a, b]
 
 
 # The split

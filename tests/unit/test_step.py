@@ -1,0 +1,104 @@
+"""The training step itself: parts and meshes change where sums are made, not what they are."""
+
+import contextlib
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
+from ichigo_jax.parallel import batch_sharding, make_mesh
+from ichigo_jax.tasks.language_model import LanguageModelTask
+from ichigo_jax.train import make_step
+from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
+
+CONFIG = LanguageModelConfig(
+    LlamaConfig("llama", 60, 32, 64, 2, 4, 2, 8, 128, 1e-5, 1e4, None, False, False, 0.1), None, (1,), 64
+)
+
+
+def task():
+    """The real task's loss, without its data."""
+    task = object.__new__(LanguageModelTask)
+    task.config = SimpleNamespace(train=SimpleNamespace(remat="none"))
+    return task
+
+
+def run_config(accumulation):
+    return SimpleNamespace(seed=0, train=SimpleNamespace(accumulation=accumulation, compute_dtype="float32"))
+
+
+def batch():
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, 60, (8, 12))
+    targets[:3, 4:] = -100  # rows of different weight, so that a mean of means would show
+    return {
+        "tokens": jnp.asarray(generator.integers(0, 60, (8, 12)), jnp.int32),
+        "targets": jnp.asarray(targets, jnp.int32),
+        "positions": jnp.asarray(np.tile(np.arange(6), (8, 2)), jnp.int32),
+        "segment_ids": jnp.asarray(np.repeat([[1] * 6 + [2] * 6], 8, axis=0), jnp.int32),
+    }
+
+
+def three_steps(mesh_sizes=None, accumulation=1):
+    """Parameters and losses after three steps of plain gradient descent, whose updates are the gradients themselves."""
+    optimizer = optax.sgd(0.5)
+    model = Llama(CONFIG, nnx.Rngs(0))
+    graphdef, *parts = split(model, ())
+    state, data = make_state(*parts, optimizer), batch()
+    step = make_step(task(), run_config(accumulation), graphdef, optimizer)
+    losses = []
+    with contextlib.ExitStack() as stack:
+        step_function = jax.jit(step)
+        if mesh_sizes is not None:
+            mesh = make_mesh(mesh_sizes)
+            stack.enter_context(jax.set_mesh(mesh))
+            shardings = state_shardings(state, logical_axes(model, ()), optimizer, mesh)
+            state, data = jax.device_put(state, shardings), jax.device_put(data, batch_sharding(mesh))
+            step_function = jax.jit(step, out_shardings=(shardings, None))
+        for _ in range(3):
+            state, metrics = step_function(state, data)
+            losses.append(float(metrics["loss"]))
+        return jax.device_get(state.params), losses
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return three_steps()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "accumulation"),
+    [
+        (None, 4),
+        ({"data": 8}, 1),
+        ({"fsdp": 8}, 1),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+        ({"fsdp": 4, "context": 2}, 1),
+    ],
+)
+def test_parts_and_meshes_give_the_same_step(expected, mesh, accumulation):
+    params, losses = three_steps(mesh, accumulation)
+    assert losses == pytest.approx(expected[1], abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[0])
+
+
+def test_a_step_with_a_loss_that_is_not_finite_changes_nothing_and_is_counted():
+    optimizer = optax.adam(0.1)
+    graphdef, params, frozen, buffers = split(Llama(CONFIG, nnx.Rngs(0)), ())
+    state = make_state(params, frozen, buffers, optimizer)
+    step = jax.jit(make_step(task(), run_config(1), graphdef, optimizer))
+    bad = dataclasses.replace(state, params={**params, "norm": {"scale": jnp.full_like(params["norm"]["scale"], jnp.nan)}})
+    after, metrics = step(bad, batch())
+    assert int(after.step) == 1 and int(after.skipped) == int(metrics["skipped_in_a_row"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, bad.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, bad.opt_state)
+    good, metrics = step(dataclasses.replace(after, params=params), batch())
+    assert int(good.skipped) == 1 and int(metrics["skipped_in_a_row"]) == 0
+    assert np.abs(good.params["embedding"] - params["embedding"]).max() > 0
