@@ -83,7 +83,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frozen": ("quantizer",),
             },
             "train": {
-                "steps": 800,
+                "steps": 700,
                 "batch_size": 16,
                 "accumulation": 1,
                 "compute_dtype": "float32",
