@@ -10,10 +10,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-def environment():
-    """One CPU device and ordinary optimisation, as for a user."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+def environment(devices=1):
+    """So many CPU devices, and programs that are compiled quickly rather than well."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
 
 
 def start(module, *arguments, **options):

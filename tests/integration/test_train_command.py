@@ -21,6 +21,7 @@ TINY = [
     "--config.optimizer.warmup_steps=2",
     "--config.objective.bottleneck=true",  # so that the codebook's statistics are part of what must be equal
     "--config.optimizer.frozen=[]",
+    "--config.data.evaluation=[]",
 ]
 
 
@@ -60,7 +61,6 @@ def wait_for_step(workdir, step, process):
 def test_writes_what_it_says(uninterrupted):
     rows = metrics(uninterrupted)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
-    assert rows[-1]["heldout/wer"] >= 0
     assert json.loads((uninterrupted / "config.json").read_text())["train"]["steps"] == 12
     assert (uninterrupted / "checkpoints" / "12").is_dir()
     assert json.loads((uninterrupted / "model" / "config.json").read_text())["kind"] == "speech_tokenizer"
@@ -73,7 +73,7 @@ def test_a_finished_run_is_left_as_it_is(corpus_root, uninterrupted):
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_current_step_and_the_same_command_goes_on(corpus_root, uninterrupted, tmp_path, number, code):
     process = start(*command(corpus_root, tmp_path / "run"))
     wait_for_step(tmp_path / "run", 5, process)
@@ -101,6 +101,7 @@ def metrics_without_times(workdir):
     return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in metrics(workdir)]
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh(corpus_root, uninterrupted, tmp_path):
     """What one device saved goes on on eight: the same values in another layout, so the same losses up to rounding."""
     workdir = tmp_path / "run"
@@ -108,8 +109,7 @@ def test_resumes_on_another_mesh(corpus_root, uninterrupted, tmp_path):
     shutil.rmtree(workdir / "model")
     shutil.rmtree(workdir / "checkpoints" / "12")
     words = [sys.executable, "-m", *map(str, command(corpus_root, workdir, "--config.mesh.data=2", "--config.mesh.fsdp=4"))]
-    devices = {**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    result = subprocess.run(words, cwd=REPOSITORY, env=devices, capture_output=True, text=True)
+    result = subprocess.run(words, cwd=REPOSITORY, env=environment(devices=8), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = {row["step"]: row["loss"] for row in metrics(uninterrupted) if "loss" in row}
     found = {row["step"]: row["loss"] for row in metrics(workdir) if "loss" in row}
@@ -127,10 +127,8 @@ def test_a_workdir_of_another_config_is_refused(corpus_root, uninterrupted):
     ("change", "message"),
     [
         ("--config.train.stepz=3", "no such field"),
-        ("--config.train.steps=soon", "expected int"),
         ('--config.data.sources=[{"path": "nowhere.jsonl", "weight": 1.0}]', "nowhere.jsonl"),
         ("--config.data.text_tokenizer=nowhere", "nowhere"),
-        ("--config.train.batch_size=8.5", "expected int"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_model(corpus_root, tmp_path, change, message):
@@ -148,6 +146,7 @@ def test_a_manifest_without_clips_or_with_missing_ones_is_refused(corpus_root, t
         assert code == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_corrupt_clip_is_recorded_and_skipped(corpus_root, tmp_path):
     shutil.copytree(corpus_root / "corpus", tmp_path / "corpus")
     victim = tmp_path / "corpus" / "audio" / "train-00003.wav"
@@ -159,6 +158,7 @@ def test_a_corrupt_clip_is_recorded_and_skipped(corpus_root, tmp_path):
     assert fault["path"] == str(victim) and fault["error"]
 
 
+@pytest.mark.slow
 def test_data_that_changed_its_length_is_refused(corpus_root, uninterrupted, tmp_path):
     shutil.copytree(corpus_root / "corpus", tmp_path / "corpus")
     manifest = tmp_path / "corpus" / "train.jsonl"
