@@ -64,7 +64,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.98,
                 "eps": 1e-8,
-                "weight_decay": 0.3,
+                "weight_decay": 0.01,
                 "weight_decay_on": "matrices",
                 "clip_norm": 1.0,
                 "frozen": (),
@@ -92,7 +92,7 @@ def get_config(argument: str = "") -> ConfigDict:
             {"name": "heldout", "path": f"{root}/tokens/heldout.parquet", "limit": 64, "max_new_tokens": 32},
         )
         config.objective.predict = "answers"
-        config.train.steps = 1200
+        config.train.steps = 1400
     elif options.smoke:
         config.model.llama.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
     if options.smoke:

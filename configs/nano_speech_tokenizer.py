@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "model": {
                 "whisper": {
                     "n_mels": 80,
-                    "n_audio_ctx": 108,
+                    "n_audio_ctx": 104,
                     "n_audio_state": 128,
                     "n_audio_head": 2,
                     "n_audio_layer": 2,
@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
                     "codebook_dim": 32,
                     "downsample": 2,
                     "downsampling": "mean",
-                    "positions": 108,
+                    "positions": 104,
                     "codebook_decay": 0.9,
                     "threshold_ema_dead_code": 2.0,
                     "laplace_eps": 1e-5,
@@ -83,7 +83,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frozen": ("quantizer",),
             },
             "train": {
-                "steps": 700,
+                "steps": 800,
                 "batch_size": 16,
                 "accumulation": 1,
                 "compute_dtype": "float32",
