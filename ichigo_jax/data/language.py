@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichigo_jax.data.loading import IGNORE
@@ -60,7 +61,7 @@ def read_rows(path: str, format: Format) -> list[dict[str, Any]]:
                 f"{path}: found columns {', '.join(file.schema_arrow.names)}; format {format!r} needs {', '.join(columns)}"
             )
         rows = file.read(columns=list(columns)).to_pylist()
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: expected a parquet file, found {error}") from None
     if not rows:
         raise InputError(f"{path}: expected at least one row, found none")
