@@ -81,12 +81,12 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
 
 def train(config: RunConfig, workdir: Path) -> int:
     """Runs or resumes one training run; returns the process's exit code."""
+    task = make_task(config, workdir)  # first, so that a config that cannot run leaves no trace
     run_config.claim_workdir(workdir, config)
     if (workdir / "model").exists():
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     mesh = make_mesh(vars(config.mesh))
-    task = make_task(config, workdir)
     steps, output = config.train.steps, config.output
     checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept)
     first_process = jax.process_index() == 0
