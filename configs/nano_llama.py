@@ -57,6 +57,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "objective": {"predict": "all"},
             "optimizer": {
                 "learning_rate": 1.5e-3,
+                "linear_rate_width": None,
+                "embedding_rate": 1.0,
                 "warmup_steps": 30,
                 "warmup_from": 0.0,
                 "decay": "cosine",

@@ -1,34 +1,78 @@
-"""``python -m converters import|export|inspect``: foreign model formats to model folders and back."""
+"""Foreign model formats to model folders and back; what a folder or file holds; codebooks grown and merged."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converters import language_model
+from converters import codebook, engine, foreign, language_model, quantizer, speech_tokenizer, whisper
 from converters.recognise import Recognised, recognise
 from ichigo_jax import errors
+
+EXPORTS = {
+    language_model.KIND: ("hf",),
+    whisper.KIND: whisper.EXPORTS,
+    speech_tokenizer.KIND: (*speech_tokenizer.EXPORTS, *whisper.EXPORTS),
+}
 
 
 def run_import(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
-    _expect(found, "hf", "import")
-    print(f"recognised: {found.kind} in a Hugging Face folder")
-    language_model.import_hf(found.path, arguments.target, arguments.dtype)
+    if found.format == "model folder":
+        raise errors.InputError(f"{found.path}: a model folder found, expected a foreign format to import")
+    print(f"recognised: {_name(found)}")
+    if found.kind != speech_tokenizer.KIND and (arguments.whisper or arguments.set):
+        raise errors.InputError(f"--whisper or --set with {_name(found)} found, expected them with a quantiser only")
+    if found.kind == language_model.KIND:
+        if arguments.tokenizer:
+            raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
+        language_model.import_hf(found.path, arguments.target, arguments.dtype)
+        notes = []
+    elif found.kind == whisper.KIND:
+        source = whisper.open_source(found)
+        _print(whisper.describe(source))
+        notes = whisper.import_whisper(source, arguments.target, arguments.dtype, arguments.tokenizer)
+    else:
+        file = speech_tokenizer.open_file(found, quantizer.parse_given(arguments.set))
+        _print(speech_tokenizer.describe_file(file))
+        if arguments.whisper is None:
+            raise errors.InputError(
+                f"{found.path}: a quantiser without its Whisper found; give that by --whisper: {file.whisper}"
+            )
+        source = whisper.open_source(recognise(arguments.whisper))
+        print(f"recognised: {_name(source.found)}, {whisper.size(source.config)}")
+        notes = speech_tokenizer.import_quantizer(file, source, arguments.target, arguments.dtype, arguments.tokenizer)
+    for note in notes:
+        print(note)
     print(f"written: {arguments.target}")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
-    _expect(found, "model folder", "export")
-    print(f"recognised: {found.kind} in a model folder")
-    difference = language_model.export_hf(found.path, arguments.target)["export_max_abs_logit_diff"]
-    if difference is None:
-        print("not compared with transformers: torch or transformers is not installed")
+    if found.format != "model folder" or found.kind not in EXPORTS:
+        raise errors.InputError(f"{found.path}: {_name(found)} found, expected a model folder to export")
+    format = arguments.format or _default_format(found)
+    if format not in EXPORTS[found.kind]:
+        raise errors.InputError(f"--format {format} found, expected one of {', '.join(EXPORTS[found.kind])} for a {found.kind}")
+    print(f"recognised: {_name(found)}")
+    if found.kind == language_model.KIND:
+        difference = language_model.export_hf(found.path, arguments.target)["export_max_abs_logit_diff"]
+        if difference is None:
+            print("not compared with transformers: torch or transformers is not installed")
+        else:
+            print(f"same logits in transformers: largest difference {difference:.2g}")
+    elif format in whisper.EXPORTS:
+        whisper.export_whisper(found, arguments.target, format)
     else:
-        print(f"same logits in transformers: largest difference {difference:.2g}")
-    print(f"written: {arguments.target}")
+        speech_tokenizer.export_quantizer(found.path, arguments.target, format)
+    print(f"written: {arguments.target} ({format})")
+
+
+def _default_format(found: Recognised) -> str:
+    """The format that the model was imported from."""
+    part = "quantizer" if found.kind == speech_tokenizer.KIND else "whisper"
+    return foreign.read_sections(found.path).get(part, {}).get("format", EXPORTS[found.kind][0])
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
@@ -36,36 +80,90 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     lines = {"format": found.format, "kind": found.kind}
     if found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format)
+    elif found.kind == whisper.KIND:
+        lines |= whisper.describe(whisper.open_source(found))
+    elif found.kind == speech_tokenizer.KIND and found.format == "model folder":
+        lines |= speech_tokenizer.describe_folder(found)
+    elif found.kind == speech_tokenizer.KIND:
+        given = quantizer.parse_given(arguments.set)
+        lines |= speech_tokenizer.describe_file(speech_tokenizer.open_file(found, given))
+    _print(lines)
+
+
+def run_grow(arguments: argparse.Namespace) -> None:
+    config = codebook.grow(arguments.source, arguments.target, arguments.copies, arguments.noise, arguments.seed)
+    _print_codes(config.quantizer)
+    print(f"written: {arguments.target}")
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    config = codebook.merge(arguments.first, arguments.second, arguments.target)
+    _print_codes(config.quantizer)
+    print(f"written: {arguments.target}")
+
+
+def _name(found: Recognised) -> str:
+    return f"{found.kind} as {found.format}"
+
+
+def _print(lines: Mapping[str, str]) -> None:
     for name, value in lines.items():
         print(f"{name}: {value}")
 
 
-def _expect(found: Recognised, format: str, action: str) -> None:
-    if found.format != format or found.kind != language_model.KIND:
-        raise errors.InputError(
-            f"{found.path}: {found.kind} as {found.format} found, expected {language_model.KIND} as {format} to {action}"
-        )
+def _print_codes(config: quantizer.QuantizerConfig) -> None:
+    print(f"codes: {config.vq_codes}, mask code {config.mask_code}, {config.codes} rows")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m converters", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    set_help = "a field of the quantiser's config that the file does not say; may be repeated"
 
     importing = commands.add_parser("import", help="write a model folder from a foreign format")
-    importing.add_argument("source", metavar="SRC", type=Path, help="a Hugging Face folder (Llama 3.x, Qwen2.5)")
+    importing.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), OpenAI's Whisper (.pt), WhisperSpeech (.model) or Ichigo "
+        "(.pth, .ckpt)",
+    )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
-    importing.add_argument("--dtype", choices=[*language_model.DTYPES], help="cast the weights (default: as they are)")
+    importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")
+    importing.add_argument("--dtype", choices=[*engine.IMPORT_DTYPES], help="cast the weights (default: as they are)")
+    importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
+    importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
     importing.set_defaults(run=run_import)
 
     exporting = commands.add_parser("export", help="write a foreign format from a model folder")
     exporting.add_argument("source", metavar="SRC", type=Path, help="a model folder")
-    exporting.add_argument("target", metavar="DST", type=Path, help="the folder to write; must not exist")
-    exporting.add_argument("--format", choices=["hf"], default="hf", help="default: hf, a Hugging Face folder")
+    exporting.add_argument("target", metavar="DST", type=Path, help="the folder or file to write; must not exist")
+    exporting.add_argument(
+        "--format",
+        choices=sorted({format for formats in EXPORTS.values() for format in formats}),
+        help="default: the one that the model was imported from, else hf (ichigo for a speech tokenizer); "
+        "hf and openai write a speech tokenizer's Whisper",
+    )
     exporting.set_defaults(run=run_export)
 
-    inspecting = commands.add_parser("inspect", help="say what a folder holds")
+    inspecting = commands.add_parser("inspect", help="say what a folder or file holds")
     inspecting.add_argument("source", metavar="SRC", type=Path)
+    inspecting.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
     inspecting.set_defaults(run=run_inspect)
+
+    growing = commands.add_parser("grow-codebook", help="copies of a speech tokenizer's codes, with noise")
+    growing.add_argument("source", metavar="SRC", type=Path, help="a model folder")
+    growing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
+    growing.add_argument("--copies", type=int, required=True, help="how often each code is there afterwards")
+    growing.add_argument("--noise", type=float, required=True, help="standard deviation; codes are unit vectors")
+    growing.add_argument("--seed", type=int, required=True)
+    growing.set_defaults(run=run_grow)
+
+    merging = commands.add_parser("merge-codebooks", help="the codes of two speech tokenizers in one")
+    merging.add_argument("first", metavar="SRC_A", type=Path, help="a model folder; all but the codes of B is its own")
+    merging.add_argument("second", metavar="SRC_B", type=Path, help="a model folder; its mask code is left out")
+    merging.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
+    merging.set_defaults(run=run_merge)
     return parser
 
 

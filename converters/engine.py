@@ -7,19 +7,24 @@ companions is reported, all in one error.
 from __future__ import annotations
 
 import dataclasses
+import os
+import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.modules import Buffer
 
 LAYER = "{i}"
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
+IMPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 Path = tuple[str, ...]
 Shapes = Mapping[Path, tuple[int, ...]]
@@ -59,6 +64,10 @@ class Row:
 SAME = Transform(lambda x: x, lambda x: x)
 # PyTorch's Linear.weight is [out, in]; here a weight is [in, out].
 TRANSPOSED = Transform(lambda x: x.T, lambda x: x.T)
+# PyTorch's Conv1d.weight is [out, in, kernel]; here it is [kernel, in, out].
+CONV = Transform(lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0))
+# A leading axis of one that is only theirs.
+ONE = Transform(lambda x: x[0], lambda x: x[None])
 
 
 def heads_out(head_dim: int) -> Transform:
@@ -90,6 +99,41 @@ def padded_rows(rows: int, padded: int) -> Transform:
 def chain(first: Transform, second: Transform) -> Transform:
     """``first``, then ``second``, on the way in; the other way round on the way out."""
     return Transform(lambda x: second.forward(first.forward(x)), lambda x: first.inverse(second.inverse(x)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a model holds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def target_shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[Path, tuple[int, ...]]:
+    """Path to shape of every array of the model that ``make`` describes."""
+    return {path: tuple(variable.get_value().shape) for path, variable in _variables(make).items()}
+
+
+def buffers(make: Callable[[nnx.Rngs], nnx.Module]) -> frozenset[Path]:
+    """Paths of the arrays that are no parameters, which no import casts."""
+    return frozenset(path for path, variable in _variables(make).items() if isinstance(variable, Buffer))
+
+
+def _variables(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[Path, nnx.Variable]:
+    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))))))
+
+
+def check_stored(state: Mapping[Path, np.ndarray], targets: Shapes, source: os.PathLike) -> None:
+    """Compares a model folder's arrays with what its config asks for.
+
+    Raises:
+      InputError: naming every array that is unknown, missing or of another shape.
+    """
+    faults = [f"{'.'.join(path)} is unknown" for path in sorted(state.keys() - targets.keys())]
+    for path, shape in targets.items():
+        found = state[path].shape if path in state else None
+        if found != shape:
+            expected = "is missing" if found is None else f"has shape {found}, expected {shape}"
+            faults.append(f"{'.'.join(path)} {expected}")
+    if faults:
+        raise InputError(f"{source}: params/ do not fit config.json: {'; '.join(faults)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,15 +176,29 @@ def expand(rows: Sequence[Row], targets: Shapes) -> list[Piece]:
     return sorted(pieces, key=lambda piece: -1 if piece.layer is None else piece.layer)
 
 
-def check(pieces: Sequence[Piece], found: Mapping[str, TensorInfo], where: str) -> None:
+def check(
+    pieces: Sequence[Piece],
+    found: Mapping[str, TensorInfo],
+    where: str,
+    optional: Mapping[str, tuple[int, ...]] = types.MappingProxyType({}),
+) -> None:
     """Compares a source with what the table asks for.
+
+    Args:
+      pieces: from ``expand``.
+      found: the source's tensors.
+      where: the source's name for errors.
+      optional: foreign tensors that may be there beside the table's, and their shapes.
 
     Raises:
       InputError: naming every unknown, missing and wrongly shaped key, and every dtype that cannot be a weight or differs
         between the layers of one stacked array.
     """
     expected = {piece.source: piece for piece in pieces}
-    faults = [f"{key} is unknown" for key in sorted(found.keys() - expected.keys())]
+    faults = [f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys())]
+    for key, shape in optional.items():
+        if key in found and found[key].shape != shape:
+            faults.append(f"{key} has shape {list(found[key].shape)}, expected {list(shape)}")
     stacked_dtypes: dict[Path, np.dtype] = {}
     for key, piece in expected.items():
         if key not in found:
@@ -164,7 +222,10 @@ def check(pieces: Sequence[Piece], found: Mapping[str, TensorInfo], where: str) 
 
 
 def read_pieces(
-    pieces: Iterable[Piece], source: Callable[[str], np.ndarray], dtype: np.dtype | None
+    pieces: Iterable[Piece],
+    source: Callable[[str], np.ndarray],
+    dtype: np.dtype | None,
+    uncast: Collection[Path] = (),
 ) -> Iterator[tuple[Piece, np.ndarray]]:
     """Each piece with its array in our layout.
 
@@ -172,10 +233,11 @@ def read_pieces(
       pieces: from ``expand``, checked.
       source: reads a foreign tensor by key.
       dtype: what to cast to; None keeps the source's.
+      uncast: targets that keep the source's dtype in any case.
     """
     for piece in pieces:
         array = piece.transform.forward(source(piece.source))
-        yield piece, array if dtype is None else array.astype(dtype)
+        yield piece, array if dtype is None or piece.target in uncast else array.astype(dtype)
 
 
 def assemble(arrays: Iterable[tuple[Piece, np.ndarray]], targets: Shapes) -> dict[Path, np.ndarray]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,22 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from converters import engine, llama, safetensors_files
+from converters.sources import copy_files, read_object, sha256
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_arrays, load_config, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
-from ichigo_jax.storage import read_json, whole, write_json
+from ichigo_jax.storage import whole, write_json
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 KIND = "language_model"
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-SHARD_BYTES = 5_000_000_000  # what transformers writes by default
 MAX_LOGIT_DIFFERENCE = 1e-3
 
 # The text tokenizer's files and what belongs to them. They travel together, so that whatever trains or copies a model
@@ -60,7 +55,7 @@ def read_hf_config(source: Path) -> LanguageModelConfig:
       InputError: what the model here cannot express, or a tokenizer with ids that the embedding has no rows for.
     """
     file = source / "config.json"
-    values = _read_object(file)
+    values = read_object(file)
     network = llama.config_from_hf(values, str(file))
     eos = _eos_ids(_generation_config(source), source) or _eos_ids(values, source)
     sound = None
@@ -95,26 +90,25 @@ def import_hf(source: Path, target: Path, dtype: str | None) -> None:
 
         bar = tqdm(pieces, desc="reading weights", unit="tensor", disable=None)
         # The pieces come layer by layer, but the whole state is assembled in host memory before it is written.
-        arrays = engine.read_pieces(bar, lambda key: tensors[key].read(), DTYPES[dtype] if dtype else None)
+        arrays = engine.read_pieces(bar, lambda key: tensors[key].read(), engine.IMPORT_DTYPES[dtype] if dtype else None)
         state = unflatten_dict(engine.assemble(arrays, targets))
 
         files = sorted({tensor.file for tensor in tensors.values()})
         provenance = {
             "source": source.resolve().name,
             "source_format": "hf",
-            "source_sha256": {file.name: _sha256(file) for file in [source / "config.json", *files]},
+            "source_sha256": {file.name: sha256(file) for file in [source / "config.json", *files]},
             **_speech_tokenizer_of(source),
         }
         with tempfile.TemporaryDirectory() as companions:
-            _copy_companions(source, Path(companions))
+            copy_files(COMPANIONS, source, Path(companions))
             has_tokenizer = (source / "tokenizer.json").exists()
             save_model(partial, KIND, config, state, provenance, companions if has_tokenizer else None)
 
 
 def target_shapes(config: LanguageModelConfig) -> dict[engine.Path, tuple[int, ...]]:
     """Path to shape of every array of our model."""
-    state = nnx.state(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
-    return {path: tuple(variable.get_value().shape) for path, variable in nnx.to_flat_state(state)}
+    return engine.target_shapes(lambda rngs: Llama(config, rngs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +116,7 @@ def target_shapes(config: LanguageModelConfig) -> dict[engine.Path, tuple[int, .
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def export_hf(source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+def export_hf(source: Path, target: Path, shard_bytes: int = safetensors_files.SHARD_BYTES) -> dict[str, Any]:
     """Writes a whole Hugging Face folder from a model folder, and only if both give the same logits.
 
     Args:
@@ -142,7 +136,7 @@ def export_hf(source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> dic
         config = load_config(source, KIND, LanguageModelConfig)
         state = load_arrays(source)
         targets = target_shapes(config)
-        _check_stored(state, targets, source)
+        engine.check_stored(state, targets, source)
         pieces = {piece.source: piece for piece in engine.expand(llama.table(config), targets)}
 
         infos = {key: engine.TensorInfo(state[piece.target].dtype, piece.shape) for key, piece in pieces.items()}
@@ -155,7 +149,7 @@ def export_hf(source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> dic
             safetensors_files.write_folder(partial, infos, read, shard_bytes)
 
         if (source / TOKENIZER_FOLDER).is_dir():
-            _copy_companions(source / TOKENIZER_FOLDER, partial)
+            copy_files(COMPANIONS, source / TOKENIZER_FOLDER, partial)
         special_ids = _special_ids(partial, config)
         write_json(partial / "config.json", llama.config_to_hf(config, str(state["embedding",].dtype), special_ids))
         generation = _generation_config(partial)
@@ -263,25 +257,9 @@ def describe(source: Path, format: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _check_stored(state: Mapping[engine.Path, np.ndarray], targets: engine.Shapes, source: Path) -> None:
-    faults = [f"{'.'.join(path)} is unknown" for path in sorted(state.keys() - targets.keys())]
-    for path, shape in targets.items():
-        found = state[path].shape if path in state else None
-        if found != shape:
-            faults.append(f"{'.'.join(path)} has shape {found}, expected {shape}" if found else f"{'.'.join(path)} is missing")
-    if faults:
-        raise InputError(f"{source}: params/ do not fit config.json: {'; '.join(faults)}")
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def _generation_config(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
-    return _read_object(file) if file.exists() else {}
+    return read_object(file) if file.exists() else {}
 
 
 def _eos_ids(values: Mapping[str, Any], source: Path) -> tuple[int, ...]:
@@ -299,8 +277,8 @@ def _special_ids(folder: Path, config: LanguageModelConfig) -> dict[str, Any]:
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None}
     ids["pad_token_id"] = None
     if (folder / "tokenizer.json").exists() and (folder / "tokenizer_config.json").exists():
-        added = {token["content"]: token["id"] for token in _read_object(folder / "tokenizer.json").get("added_tokens", [])}
-        settings = _read_object(folder / "tokenizer_config.json")
+        added = {token["content"]: token["id"] for token in read_object(folder / "tokenizer.json").get("added_tokens", [])}
+        settings = read_object(folder / "tokenizer_config.json")
         for name in ("bos_token", "pad_token"):
             content = settings.get(name)
             ids[f"{name}_id"] = added.get(content["content"] if isinstance(content, dict) else content)
@@ -311,17 +289,5 @@ def _speech_tokenizer_of(folder: Path) -> dict[str, Any]:
     """The fingerprint of the speech tokenizer that the model was trained with, where the folder records one."""
     file = folder / "provenance.json"
     key = "speech_tokenizer_fingerprint"
-    provenance = _read_object(file) if file.exists() else {}
+    provenance = read_object(file) if file.exists() else {}
     return {key: provenance[key]} if key in provenance else {}
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def _sha256(file: str | os.PathLike) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,28 +1,35 @@
-"""What a folder holds, told from its contents and never from its name."""
+"""What a folder or file holds, told from its contents and never from its name."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from converters import torch_files
 from converters.llama import ARCHITECTURES
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
+
+Format = Literal["model folder", "hf", "openai", "whisperspeech", "ichigo"]
+HF_KINDS = {**dict.fromkeys(ARCHITECTURES, "language_model"), "whisper": "whisper"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
     """Attributes:
 
-    path: the folder.
-    format: "hf" (a Hugging Face folder) or "model folder" (ours).
+    path: the folder or file.
+    format: "model folder" (ours), "hf" (a Hugging Face folder), or whose PyTorch file it is.
     kind: which model, as a model folder's ``config.json`` calls it.
+    contents: of a PyTorch file.
     """
 
     path: Path
-    format: Literal["hf", "model folder"]
+    format: Format
     kind: str
+    contents: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def recognise(path: Path) -> Recognised:
@@ -33,17 +40,35 @@ def recognise(path: Path) -> Recognised:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        raise InputError(f"{path}: a file found, expected a Hugging Face folder or a model folder")
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _folder(path: Path) -> Recognised:
     if not (path / "config.json").exists():
         raise InputError(f"{path}: no config.json in it, expected a Hugging Face folder or a model folder")
     values = read_json(path / "config.json")
     if isinstance(values, dict) and isinstance(values.get("kind"), str):
         return Recognised(path, "model folder", values["kind"])
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type in ARCHITECTURES:
-        return Recognised(path, "hf", "language_model")
+    if model_type in HF_KINDS:
+        return Recognised(path, "hf", HF_KINDS[model_type])
     raise InputError(
         f"{path}: config.json with model_type {model_type!r} found, expected a model folder (kind) "
-        f"or model_type {' or '.join(map(repr, ARCHITECTURES))}"
+        f"or model_type {' or '.join(map(repr, HF_KINDS))}"
+    )
+
+
+def _file(path: Path) -> Recognised:
+    contents = torch_files.load(path)
+    if {"dims", "model_state_dict"} <= contents.keys():
+        return Recognised(path, "openai", "whisper", contents)
+    state_dict = contents.get("state_dict")
+    if isinstance(state_dict, Mapping) and state_dict:
+        if all(isinstance(key, str) and key.startswith("model.") for key in state_dict):
+            return Recognised(path, "ichigo", "speech_tokenizer", contents)
+        if "config" in contents:
+            return Recognised(path, "whisperspeech", "speech_tokenizer", contents)
+    raise InputError(
+        f"{path}: a PyTorch file with {', '.join(map(str, contents)) or 'nothing'} found, expected OpenAI's Whisper (dims, "
+        "model_state_dict), WhisperSpeech (config, state_dict) or Ichigo (state_dict with keys that begin with model.)"
     )

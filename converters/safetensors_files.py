@@ -23,6 +23,7 @@ from ichigo_jax.storage import read_json, write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # what transformers writes by default
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 DTYPES = {
@@ -196,12 +197,12 @@ def write_folder(folder: Path, infos: Mapping[str, TensorInfo], read: Callable[[
             shards.append({})
         shards[-1][name] = info
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0], read)
+        write_file(folder / SINGLE, shards[0], read)
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, shard, read)
+        write_file(folder / file, shard, read)
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(map(_size, infos.values()))
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -211,7 +212,8 @@ def _size(info: TensorInfo) -> int:
     return math.prod(info.shape) * info.dtype.itemsize
 
 
-def _write_file(file: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
+def write_file(file: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
+    """Writes one file; arguments as ``write_folder``."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say so
     position = 0
     for name, info in infos.items():

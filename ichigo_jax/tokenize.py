@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from ichigo_jax.data.audio_files import for_each_clip, list_audio
+from ichigo_jax.audio_command import add_arguments, go_over_files
+from ichigo_jax.data.audio_files import Row
 from ichigo_jax.errors import InputError, command
-from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
+from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import whole
 
 
@@ -34,41 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="speech-tokenizer folder")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .parquet file, or - for JSON lines on standard output")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="files at a time (32)")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="audio files, folders, manifests (.jsonl)")
+    add_arguments(parser, batch_size=32)
     arguments = parser.parse_args(argv)
     if arguments.output != "-" and not arguments.output.endswith(".parquet"):
         raise InputError(f"--output {arguments.output}: expected a name ending in .parquet, or -")
-    files = list_audio(arguments.paths)
     tokenizer = SpeechTokenizer.from_pretrained(arguments.model, batch_size=arguments.batch_size)
 
-    def tokenize(clips):
-        return [{"tokens": codes.reshape(-1).tolist()} for codes in tokenizer.encode(clips)]
+    def tokenize(clips: Iterable[np.ndarray]) -> Iterator[Row]:
+        return ({"tokens": codes.reshape(-1).tolist()} for codes in tokenizer.encode_each(clips))
 
-    limits = {"batch_size": arguments.batch_size, "max_seconds": MAX_SECONDS, "max_bytes": MAX_BYTES}
-    start = time.perf_counter()
-    good, faults = [], 0
-    for row in tqdm(for_each_clip(files, tokenize, **limits), total=len(files), unit="file", disable=None):
+    rows = []
+    for index, row in enumerate(go_over_files(arguments, tokenize)):
         if arguments.output == "-":
             print(json.dumps({name: row[name] for name in ("path", "seconds", "tokens", "error") if name in row}), flush=True)
-        if "error" in row:
-            faults += 1
-            print(row["error"], file=sys.stderr)
-        else:
-            good.append({"index": len(good) + faults, **row})
+        rows.append({"index": index, **row})
+    good = [row for row in rows if "error" not in row]
     if not good:
-        raise InputError(f"none of the {len(files)} files could be read")
+        raise InputError(f"none of the {len(rows)} files could be read")
     if arguments.output != "-":
         table = pa.Table.from_pylist(good)
         table = table.set_column(table.schema.get_field_index("tokens"), "tokens", table["tokens"].cast(pa.list_(pa.int64())))
         with whole(arguments.output) as partial:
             pq.write_table(table, partial)
-    spoken, spent = sum(row["seconds"] for row in good), time.perf_counter() - start
-    print(
-        f"{len(good)} of {len(files)} files, {spoken:.0f} s of speech in {spent:.1f} s: {spoken / spent:.0f}x real time",
-        file=sys.stderr,
-    )
-    return 1 if faults else 0
+    return 0 if len(good) == len(rows) else 1
 
 
 if __name__ == "__main__":

@@ -81,12 +81,13 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
 
 def train(config: RunConfig, workdir: Path) -> int:
     """Runs or resumes one training run; returns the process's exit code."""
-    task = make_task(config, workdir)  # first, so that a config that cannot run leaves no trace
-    run_config.claim_workdir(workdir, config)
+    run_config.check_workdir(workdir, config)
     if (workdir / "model").exists():
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     mesh = make_mesh(vars(config.mesh))
+    task = make_task(config, workdir)
+    run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     steps, output = config.train.steps, config.output
     checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept)
     first_process = jax.process_index() == 0
@@ -95,7 +96,7 @@ def train(config: RunConfig, workdir: Path) -> int:
         # The model's structure, the optimizer and where every array lives.
         abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
         axes = logical_axes(abstract, config.optimizer.frozen)
-        optimizer = make_optimizer(config.optimizer, steps, axes[0])
+        optimizer = make_optimizer(config.optimizer, steps, abstract)
 
         def initial_state(model: nnx.Module) -> TrainState:
             return make_state(*split(model, config.optimizer.frozen)[1:], optimizer)

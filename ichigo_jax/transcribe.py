@@ -1,24 +1,30 @@
 """Writes down what is said in audio files: one JSON line {"path", "text"} each, in the order of the files.
 
     python -m ichigo_jax.transcribe --model DIR --output text.jsonl recordings/ one.wav list.jsonl
+    python -m ichigo_jax.transcribe --model DIR --language auto --beam-size 5 --temperature 0,0.2,0.4,0.6,0.8,1 interview.mp3
 
-A file that cannot be read becomes {"path", "error"}; the others go on, and the exit code is 1.
+With ``--language auto`` the line has the ``language`` that was found as well. Of several temperatures the next is tried where
+an answer repeats itself or is unlikely, as Whisper does. A file that cannot be read becomes {"path", "error"}; the others go
+on, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
-from tqdm import tqdm
+import numpy as np
 
-from ichigo_jax.data.audio_files import for_each_clip, list_audio
+from ichigo_jax.audio_command import add_arguments, go_over_files
+from ichigo_jax.data.audio_files import Row
 from ichigo_jax.errors import command
-from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
+from ichigo_jax.inference.decoding_options import GREEDY
+from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer, spoken_text
 from ichigo_jax.storage import whole
 
 
@@ -28,27 +34,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m ichigo_jax.transcribe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="speech-tokenizer folder")
-    parser.add_argument("--language", default="en", help="spoken language, as Whisper abbreviates it (en)")
+    parser.add_argument("--language", default="en", help="spoken language, as Whisper abbreviates it, or auto (en)")
+    parser.add_argument("--beam-size", type=int, metavar="N", help="follow so many answers at temperature 0 (one)")
+    parser.add_argument(
+        "--temperature", type=temperatures, default=(0.0,), metavar="T[,T…]", help="of sampling; several to fall back on (0)"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what was said before, or words to expect")
     parser.add_argument("--output", default="-", metavar="FILE", help="where the lines go; - (default) is standard output")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="files at a time (16)")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="audio files, folders, manifests (.jsonl)")
+    add_arguments(parser, batch_size=16)
     arguments = parser.parse_args(argv)
-    files = list_audio(arguments.paths)
+    options = dataclasses.replace(
+        GREEDY,
+        language=None if arguments.language == "auto" else arguments.language,
+        beam_size=arguments.beam_size,
+        temperature=arguments.temperature,
+        prompt=arguments.prompt,
+    )
     tokenizer = SpeechTokenizer.from_pretrained(arguments.model, batch_size=arguments.batch_size)
 
-    def transcribe(clips):
-        return [{"text": text} for text in tokenizer.transcribe(clips, language=arguments.language)]
+    def transcribe(clips: Iterable[np.ndarray]) -> Iterator[Row]:
+        for pieces in tokenizer.transcribe_each(clips, options):
+            found = {"language": pieces[0].language} if options.language is None else {}
+            yield {"text": spoken_text(pieces, options), **found}
 
     faults = 0
-    limits = {"batch_size": arguments.batch_size, "max_seconds": MAX_SECONDS, "max_bytes": MAX_BYTES}
     with json_lines(arguments.output) as lines:
-        for row in tqdm(for_each_clip(files, transcribe, **limits), total=len(files), unit="file", disable=None):
+        for row in go_over_files(arguments, transcribe):
             faults += "error" in row
-            kept = {name: row[name] for name in ("path", "text", "error") if name in row}
+            kept = {name: row[name] for name in ("path", "text", "language", "error") if name in row}
             print(json.dumps(kept, ensure_ascii=False), file=lines, flush=True)
-    if faults:
-        print(f"{faults} of {len(files)} files could not be read; their lines say why", file=sys.stderr)
     return 1 if faults else 0
+
+
+def temperatures(text: str) -> tuple[float, ...]:
+    """``"0,0.2"`` -> (0.0, 0.2)."""
+    return tuple(map(float, text.split(",")))
 
 
 @contextlib.contextmanager

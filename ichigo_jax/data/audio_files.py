@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json_lines
@@ -70,37 +71,39 @@ def read_manifest(manifest: str | os.PathLike, fields: Sequence[str] = ()) -> li
 
 def for_each_clip(
     rows: Iterable[Row],
-    function: Callable[[list[np.ndarray]], Sequence[Row]],
+    function: Callable[[Iterable[np.ndarray]], Iterator[Row]],
     *,
-    batch_size: int,
     max_seconds: float,
     max_bytes: int,
 ) -> Iterator[Row]:
-    """Decodes every row's file, a batch at a time, and joins to the row what ``function`` says of the clip.
+    """Decodes every row's file, ahead of their use, and joins to the row what ``function`` says of the clip.
 
     Args:
       rows: from ``list_audio``.
-      function: clips, float32 [T] at 16 kHz, to one row of results each.
-      batch_size: clips at a time.
+      function: clips one by one, float32 [T] at 16 kHz, to one row of results each, in order; it may take many clips before
+        it gives the first result.
       max_seconds, max_bytes: bounds of one file, see ``audio.load_audio``.
 
     Yields:
       In order, the row with ``seconds`` and the results, or with ``error`` where the file could not be read.
-
-    Raises:
-      InputError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} found, expected at least 1")
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, batch_size)):
-        done: list[Row] = []
-        clips = []
-        for row in batch:
-            try:
-                clips.append(load_audio(row["path"], max_seconds, max_bytes))
-                done.append({**row, "seconds": round(len(clips[-1]) / SAMPLE_RATE, 4)})
-            except AudioError as error:
-                done.append({**row, "error": str(error)})
-        results = iter(function(clips) if clips else [])
-        yield from (row if "error" in row else {**row, **next(results)} for row in done)
+    waiting: deque[Row] = deque()  # rows that were read and whose results are to come, and the faults among them
+
+    def read(row: Row) -> tuple[Row, np.ndarray | None]:
+        try:
+            clip = load_audio(row["path"], max_seconds, max_bytes)
+        except AudioError as error:
+            return {**row, "error": str(error)}, None
+        return {**row, "seconds": round(len(clip) / SAMPLE_RATE, 4)}, clip
+
+    def clips() -> Iterator[np.ndarray]:
+        for row, clip in map_ahead(read, rows):
+            waiting.append(row)
+            if clip is not None:
+                yield clip
+
+    for result in function(clips()):
+        while "error" in waiting[0]:
+            yield waiting.popleft()
+        yield {**waiting.popleft(), **result}
+    yield from waiting

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from ichigo_jax.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from ichigo_jax.data.audio_files import read_manifest
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.errors import InputError
+
+ROUNDING_SAMPLES = 2  # a manifest's seconds are rounded, and so is the length after resampling
 
 
 def read_transcripts(manifest: str) -> list[dict[str, Any]]:
@@ -46,63 +51,121 @@ class FaultLog:
                         file.write(json.dumps({"path": clip, "error": fault}) + "\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How clips and texts become arrays.
+
+    Attributes:
+      samples: length of the audio context.
+      text_length: ids that the decoder reads at most: prompt and text.
+      predict_prompt: whether the prompt's ids after the first are targets too.
+      normalize: whether each clip is scaled to a peak of 1.
+      concatenate: whether clips that follow each other in the manifest share a context as long as they fit.
+    """
+
+    samples: int
+    text_length: int
+    predict_prompt: bool
+    normalize: bool
+    concatenate: bool
+
+
 class SpeechExamples:
     """Rows of a manifest as fixed-size arrays, decoded when asked for; a random-access source for Grain.
 
-    Example ``{"path": "one.wav", "text": "turn on"}`` with ``seconds=2.0``, ``text_length=4``, prompt ``[1]``, text ids
-    ``[7, 8]`` and end ``2``::
+    Example ``{"path": "one.wav", "text": "turn on"}`` with ``samples=32000``, ``text_length=4``, prompt ``[1, 3]``, text ids
+    ``[7]`` and end ``2``::
 
         audio   [32000] float32, zeros after the clip
         samples 21000                  # the clip's own length
-        inputs  [1, 7, 8, 2]           # prompt, text, end; filled with the end
-        targets [7, 8, 2, -100]        # what each input position is to predict; -100 carries no loss
+        inputs  [1, 3, 7, 2]           # prompt and text; filled with the end
+        targets [-100, 7, 2, -100]     # what each input position is to predict; -100 carries no loss
+                [3, 7, 2, -100]        # the same with predict_prompt
 
-    A clip that cannot be decoded, or is longer than ``seconds``, or whose text does not fit, goes to ``faults`` and
-    comes back as silence of no samples without targets, so that the batch keeps its shape and order.
+    With ``concatenate`` the next row's clip follows in the same audio and its text, after a space, in the same inputs.
+
+    A clip that cannot be decoded or is longer than the context, or whose text does not fit, goes to ``faults`` and is left
+    out; where nothing is left, silence of no samples without targets comes back, so that the batch keeps its shape and order.
 
     Args:
       rows: from ``read_transcripts``.
-      token_ids: for each row its text as ids.
+      encode: a text's ids.
       prompt: ids that the decoder starts from.
       end: the id that ends a text.
-      seconds: length of the audio context.
-      text_length: length of ``inputs``.
+      layout: see there.
       faults: where unusable clips are recorded.
     """
 
     def __init__(
         self,
         rows: Sequence[dict[str, Any]],
-        token_ids: Sequence[Sequence[int]],
+        encode: Callable[[str], Sequence[int]],
         prompt: Sequence[int],
         end: int,
-        seconds: float,
-        text_length: int,
+        layout: Layout,
         faults: FaultLog,
     ):
-        self._rows, self._token_ids = rows, token_ids
+        self._rows, self._encode = rows, encode
         self._prompt, self._end = list(prompt), end
-        self._samples, self._text_length = round(seconds * SAMPLE_RATE), text_length
-        self._faults = faults
+        self._layout, self._faults = layout, faults
+        self._groups = self._fill_contexts() if layout.concatenate else [[index] for index in range(len(rows))]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._groups)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        audio = np.zeros(self._samples, np.float32)
-        inputs = np.full(self._text_length, self._end, np.int32)
-        targets = np.full(self._text_length, IGNORE, np.int32)
-        path = self._rows[index]["path"]
-        clip = np.zeros(0, np.float32)
-        try:
-            ids = [*self._prompt, *self._token_ids[index], self._end]
-            if len(ids) > self._text_length:
-                raise InputError(f"{path}: text of {len(ids)} tokens, expected at most {self._text_length}")
-            seconds = self._samples / SAMPLE_RATE
-            clip = load_audio(path, max_seconds=seconds, max_bytes=64 * self._samples)
-            audio[: len(clip)] = clip
+        layout = self._layout
+        audio = np.zeros(layout.samples, np.float32)
+        inputs = np.full(layout.text_length, self._end, np.int32)
+        targets = np.full(layout.text_length, IGNORE, np.int32)
+        used, texts, ids = 0, [], []
+        for row in (self._rows[number] for number in self._groups[index]):
+            try:
+                clip = self._clip(row["path"], layout.samples - used)
+                longer = [*self._prompt, *self._encode(" ".join([*texts, row["text"]]))]
+                if len(longer) > layout.text_length:
+                    limit = layout.text_length
+                    raise InputError(f"{row['path']}: prompt and text of {len(longer)} tokens, expected at most {limit}")
+            except (AudioError, InputError) as error:
+                self._faults(row["path"], str(error))
+                continue
+            audio[used : used + len(clip)] = clip
+            used += len(clip)
+            texts.append(row["text"])
+            ids = longer
+        if texts:
+            first = 1 if layout.predict_prompt else len(self._prompt)
             inputs[: len(ids)] = ids
-            targets[len(self._prompt) - 1 : len(ids) - 1] = ids[len(self._prompt) :]
-        except (AudioError, InputError) as error:
-            self._faults(path, str(error))
-        return {"audio": audio, "samples": np.int32(len(clip)), "inputs": inputs, "targets": targets}
+            targets[first - 1 : len(ids)] = [*ids[first:], self._end]
+        return {"audio": audio, "samples": np.int32(used), "inputs": inputs, "targets": targets}
+
+    def _clip(self, path: str, room: int) -> np.ndarray:
+        clip = load_audio(path, max_seconds=room / SAMPLE_RATE, max_bytes=64 * self._layout.samples)
+        peak = np.abs(clip).max()
+        clip = clip[:room]  # resampling may round up
+        return clip / peak if self._layout.normalize and peak > 0 else clip
+
+    def _fill_contexts(self) -> list[list[int]]:
+        """Rows that share a context: each in turn joins the last group, or begins one where it does not fit."""
+        groups: list[list[int]] = []
+        room, text_room = 0, 0
+        for index, row in enumerate(self._rows):
+            samples = _expected_samples(row)
+            ids = len(self._encode(f" {row['text']}"))
+            if not groups or samples > room or ids > text_room:
+                groups.append([])
+                room, text_room = self._layout.samples, self._layout.text_length - len(self._prompt)
+            groups[-1].append(index)
+            room, text_room = room - samples, text_room - ids
+        return groups
+
+
+def _expected_samples(row: dict[str, Any]) -> int:
+    """At least what the row's clip will have at 16 kHz: from its field ``seconds``, or else from the file's header."""
+    seconds = row.get("seconds")
+    if not isinstance(seconds, int | float):
+        try:
+            seconds = soundfile.info(row["path"]).duration
+        except soundfile.SoundFileError:
+            return 0  # decoding it will fail as well, and that is where it is told of
+    return math.ceil(seconds * SAMPLE_RATE) + ROUNDING_SAMPLES

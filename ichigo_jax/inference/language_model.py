@@ -16,6 +16,7 @@ from flax import nnx
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference import generation
 from ichigo_jax.inference.sampling import Sampling, checked
+from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.storage import read_json
@@ -220,7 +221,7 @@ def _all_logits(graphdef: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Ids as int32 [B, P], zeros to the right and below, and lengths int32 [B] (1 for the rows that only fill up)."""
-    tokens = np.zeros((_power_of_two(len(rows)), _bucket(max(map(len, rows)))), np.int32)
+    tokens = np.zeros((power_of_two(len(rows)), _bucket(max(map(len, rows)))), np.int32)
     lengths = np.ones(len(tokens), np.int32)
     for number, row in enumerate(rows):
         tokens[number, : len(row)] = row
@@ -230,20 +231,16 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def _stops(stop_ids: Sequence[int]) -> np.ndarray:
     """Stop tokens as int32 [n], filled up with -1, which no token is, so that n is nearly always the same."""
-    stops = np.full(_power_of_two(max(FEWEST_STOPS, len(stop_ids))), -1, np.int32)
+    stops = np.full(power_of_two(max(FEWEST_STOPS, len(stop_ids))), -1, np.int32)
     stops[: len(stop_ids)] = list(stop_ids)
     return stops
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _bucket(length: int) -> int:
     """Sizes that sequences are rounded up to: powers of two to 512, then multiples of 512."""
     if length > LONG_BUCKET:
         return -(-length // LONG_BUCKET) * LONG_BUCKET
-    return max(SHORTEST_BUCKET, _power_of_two(length))
+    return max(SHORTEST_BUCKET, power_of_two(length))
 
 
 def _answers(answer: jax.Array, options: generation.Options, rows: int) -> list[list[int]]:

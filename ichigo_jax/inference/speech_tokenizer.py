@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +16,54 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, check_clip, load_audio
 from ichigo_jax.audio.split import SEARCH_SECONDS, TARGET_SECONDS, WINDOW_SECONDS, split_at_silences
 from ichigo_jax.errors import InputError
-from ichigo_jax.inference.whisper_decoding import greedy
+from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
+from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
-from ichigo_jax.text.whisper import WhisperText
+
+if TYPE_CHECKING:
+    from ichigo_jax.text.whisper import WhisperText
 
 Audio = np.ndarray | str | os.PathLike
 
 KIND = "speech_tokenizer"
 TARGET_OF_CONTEXT = 2 / 3  # long clips are cut near it: at 20 s of Whisper's 30
-LONGEST_ANSWER = 224  # tokens a piece; Whisper's own bound
 
 # Files are bounded before they are decoded whole.
 MAX_SECONDS, MAX_BYTES = 4 * 3600.0, 2 << 30
+
+Result = TypeVar("Result")
+
+
+class Piece(NamedTuple):
+    """A clip, or a part of a long one."""
+
+    samples: np.ndarray
+    first: bool
+    last: bool
+
+
+class Batch(NamedTuple):
+    """Pieces on their way to the device: samples [B, S] and lengths [B], of which rows after the last piece have 0."""
+
+    pieces: list[Piece]
+    samples: np.ndarray
+    lengths: np.ndarray
 
 
 class SpeechTokenizer:
     """Whisper with a vector-quantised bottleneck.
 
-    Clips run in batches that are filled up to a power of two, every clip padded to the encoder's context as the originals
-    do, so at most ``log2(batch_size) + 1`` programs are compiled for any number of clips of any length.
+    Clips run in full batches, whatever the next clips are, and the last in one that is filled up to a power of two; every
+    clip is padded to the encoder's context as the originals do. So at most ``log2(batch_size) + 2`` programs are compiled for
+    any number of clips of any length. Files are decoded by threads while the device is busy with the batch before.
 
     Attributes:
       config: every number of the model.
-      text: Whisper's text tokenizer, or None when there is none; then nothing can be transcribed.
     """
 
     def __init__(
@@ -64,13 +87,14 @@ class SpeechTokenizer:
           max_bytes: the most memory that decoding one file may take.
 
         Raises:
-          InputError: a text tokenizer with more ids than the decoder has.
+          InputError: a text tokenizer with more ids than the decoder has, or a batch size below 1.
         """
-        if text is not None and text.size > config.whisper.n_vocab:
-            raise InputError(f"text tokenizer with {text.size} ids found, the model has n_vocab {config.whisper.n_vocab}")
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} found, expected at least 1")
         self.config = config
-        self.text = text
         self._batch_size, self._max_seconds, self._max_bytes = batch_size, max_seconds, max_bytes
+        if text is not None:
+            self.text = self._checked(text)
         self._graphdef, self._state = nnx.split(model)
         self._folder: Path | None = None
 
@@ -91,11 +115,23 @@ class SpeechTokenizer:
         folder = Path(folder)
         config = load_config(folder, KIND, SpeechTokenizerConfig)
         model = load_model(folder, lambda rngs: SpeechTokenizerModel(config, rngs), jnp.dtype(dtype))
-        has_text = (folder / TOKENIZER_FOLDER).is_dir()
-        text = WhisperText.from_folder(folder / TOKENIZER_FOLDER) if has_text else None
-        tokenizer = cls(model, config, text, **options)
+        tokenizer = cls(model, config, None, **options)
         tokenizer._folder = folder
         return tokenizer
+
+    @functools.cached_property
+    def text(self) -> WhisperText | None:
+        """Whisper's text tokenizer, or None when there is none; then nothing can be transcribed."""
+        if self._folder is None or not (self._folder / TOKENIZER_FOLDER).is_dir():
+            return None
+        from ichigo_jax.text.whisper import WhisperText  # here: it takes seconds to import, and sound tokens need no text
+
+        return self._checked(WhisperText.from_folder(self._folder / TOKENIZER_FOLDER))
+
+    def _checked(self, text: WhisperText) -> WhisperText:
+        if text.size > self.config.whisper.n_vocab:
+            raise InputError(f"text tokenizer with {text.size} ids found, the model has n_vocab {self.config.whisper.n_vocab}")
+        return text
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -117,14 +153,22 @@ class SpeechTokenizer:
         Raises:
           AudioError: a clip that cannot be used; nothing is returned for the others either.
         """
-        codes: list[list[np.ndarray]] = [[] for _ in audio]
-        for clips, lengths, samples in self._batches(audio, max_seconds=self._context_seconds):
-            found = np.asarray(_tokenize(self._graphdef, self._state, samples, lengths))
-            for clip, length, row in zip(clips, lengths, found):
-                kept = row if self.config.quantizer.mask_code is None else row[: self.config.code_count(int(length))]
-                codes[clip].append(kept)
-        joined = [np.concatenate(pieces) for pieces in codes]
-        return [row[:, 0] if self.config.quantizer.num_quantizers == 1 else row for row in joined]
+        return list(self.encode_each(audio))
+
+    def encode_each(self, audio: Iterable[Audio]) -> Iterator[np.ndarray]:
+        """As ``encode``, of clips that come one by one; each one's codes as soon as its batch is done, in order."""
+
+        def start(batch: Batch) -> jax.Array:
+            return _tokenize(self._graphdef, self._state, batch.samples, batch.lengths)
+
+        def finish(batch: Batch, found: jax.Array) -> Iterator[np.ndarray]:
+            for piece, codes in zip(batch.pieces, np.asarray(found)):
+                ends = self.config.quantizer.mask_code is not None  # a model without it has codes for what follows the clip
+                yield codes[: self.config.code_count(len(piece.samples))] if ends else codes
+
+        for pieces in self._each_clip(audio, self._context_seconds, start, finish):
+            codes = np.concatenate(pieces)
+            yield codes[:, 0] if self.config.quantizer.num_quantizers == 1 else codes
 
     def dequantize(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         """What the decoder would hear.
@@ -142,69 +186,107 @@ class SpeechTokenizer:
         states = []
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
-            filled = np.stack([*batch, *batch[:1] * (_bucket(len(batch)) - len(batch))])
+            filled = np.stack([*batch, *batch[:1] * (power_of_two(len(batch)) - len(batch))])
             states.append(np.asarray(_dequantize(self._graphdef, self._state, filled), np.float32)[: len(batch)])
         shape = (0, self.config.whisper.n_audio_ctx, self.config.whisper.n_audio_state)
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
 
-    def transcribe(self, audio: Sequence[Audio], language: str = "en") -> list[str]:
-        """What is said, as the decoder hears it through the codes; greedy.
-
-        Clips over 20 s (over a context, where that is shorter) are cut where it is quiet, as the original does: quality
-        falls near the end of Whisper's context. An answer is at most 224 tokens a piece, as Whisper's own, and what the
-        decoder's context holds beside the prompt.
+    def transcribe(self, audio: Sequence[Audio], language: str | None = "en", **options) -> list[str]:
+        """What is said, as the decoder hears it through the codes.
 
         Args:
           audio: 1-D float arrays at 16 kHz, or files.
-          language: Whisper's abbreviation.
+          language: Whisper's abbreviation; None: the likeliest one at each clip's start.
+          **options: fields of ``DecodingOptions`` that differ from ``GREEDY``, such as ``beam_size=5`` or ``prompt="…"``.
 
         Raises:
           AudioError: a clip that cannot be used; nothing is returned for the others either.
-          InputError: no text tokenizer in the model folder, or an unknown language.
+          InputError: no text tokenizer in the model folder, or options that it does not allow.
+        """
+        chosen = dataclasses.replace(GREEDY, language=language, **options)
+        return [spoken_text(pieces, chosen) for pieces in self.transcribe_each(audio, chosen)]
+
+    def transcribe_each(self, audio: Iterable[Audio], options: DecodingOptions) -> Iterator[list[DecodingResult]]:
+        """What is found in each piece of each clip, in order, of clips that come one by one.
+
+        Clips over 20 s (over two thirds of a context, where that is shorter) are cut where it is quiet, as the original does:
+        quality falls near the end of Whisper's context.
+
+        Raises:
+          AudioError, InputError: as ``transcribe``.
         """
         if self.text is None:
             raise InputError("this speech tokenizer has no text tokenizer, so it cannot transcribe; add Whisper's to its folder")
-        whisper = self.config.whisper
-        prompt = np.array(self.text.prompt_in(language), np.int32)
-        max_tokens = min(whisper.n_text_ctx - len(prompt), LONGEST_ANSWER)
-        never = np.arange(whisper.n_vocab) >= self.text.size
-        never[list(self.text.never)] = True
-        texts: list[list[str]] = [[] for _ in audio]
-        for clips, lengths, samples in self._batches(audio, max_seconds=min(self._context_seconds, TARGET_SECONDS)):
-            answers = _transcribe(
-                self._graphdef, self._state, samples, lengths, prompt, np.int32(self.text.end), never, max_tokens
-            )
-            for clip, answer in zip(clips, np.asarray(answers)):
-                texts[clip].append(self.text.decode(answer))
-        return [" ".join(filter(None, pieces)) for pieces in texts]
+        from ichigo_jax.inference.transcription import Transcriber  # here: it takes seconds to import, see ``text``
+
+        transcriber = Transcriber(self._graphdef, self._state, self.config.whisper, self.text, options)
+        numbers = itertools.count()
+        language = options.language
+
+        def start(batch: Batch) -> jax.Array:
+            return _heard(self._graphdef, self._state, batch.samples, batch.lengths)
+
+        def finish(batch: Batch, states: jax.Array) -> list[DecodingResult]:
+            nonlocal language  # of the clip that the pieces at hand are of
+            languages = []
+            detected = transcriber.detect_languages(states) if options.language is None else None
+            for row, piece in enumerate(batch.pieces):
+                if detected and piece.first:
+                    language = detected[row]
+                languages.append(language)
+            return transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
+
+        return self._each_clip(audio, min(self._context_seconds, TARGET_SECONDS), start, finish)
 
     @property
     def _context_seconds(self) -> float:
         return self.config.context_samples / SAMPLE_RATE
 
-    def _batches(self, audio: Sequence[Audio], max_seconds: float) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        """Pieces of all clips, in order, a batch at a time: which clip each is of, lengths [B], samples [B, S].
+    def _each_clip(
+        self,
+        audio: Iterable[Audio],
+        max_seconds: float,
+        start: Callable[[Batch], jax.Array],
+        finish: Callable[[Batch, jax.Array], Iterable[Result]],
+    ) -> Iterator[list[Result]]:
+        """Runs all pieces, batch by batch; yields the results of each clip's pieces.
 
-        B is a power of two; rows after the last piece have length 0.
+        ``start`` sets the device to work on a batch, and the next one is made ready before ``finish`` waits for it.
         """
+
+        def results() -> Iterator[tuple[Piece, Result]]:
+            running: tuple[Batch, jax.Array] | None = None
+            for batch in self._batches(audio, max_seconds):
+                started = batch, start(batch)
+                if running is not None:
+                    yield from zip(running[0].pieces, finish(*running))
+                running = started
+            if running is not None:
+                yield from zip(running[0].pieces, finish(*running))
+
+        of_clip = []
+        for piece, result in results():
+            of_clip.append(result)
+            if piece.last:
+                yield of_clip
+                of_clip = []
+
+    def _batches(self, audio: Iterable[Audio], max_seconds: float) -> Iterator[Batch]:
+        """Pieces of all clips, in order, a batch at a time."""
         pieces = self._pieces(audio, max_seconds)
         while batch := list(itertools.islice(pieces, self._batch_size)):
-            rows = _bucket(len(batch))
+            rows = min(power_of_two(len(batch)), self._batch_size)
             samples = np.zeros((rows, self.config.context_samples), np.float32)
             lengths = np.zeros(rows, np.int32)
-            for row, (_, piece) in enumerate(batch):
-                samples[row, : len(piece)] = piece
-                lengths[row] = len(piece)
-            yield [clip for clip, _ in batch], lengths, samples
+            for row, piece in enumerate(batch):
+                samples[row, : len(piece.samples)] = piece.samples
+                lengths[row] = len(piece.samples)
+            yield Batch(batch, samples, lengths)
 
-    def _pieces(self, audio: Iterable[Audio], max_seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Reads clip after clip and cuts the long ones: (index of the clip, samples)."""
+    def _pieces(self, audio: Iterable[Audio], max_seconds: float) -> Iterator[Piece]:
+        """Reads clip after clip and cuts the long ones."""
         target = min(TARGET_OF_CONTEXT * self._context_seconds, TARGET_SECONDS)
-        for index, clip in enumerate(audio):
-            if isinstance(clip, str | os.PathLike):
-                clip = load_audio(clip, self._max_seconds, self._max_bytes)
-            else:
-                clip = check_clip(clip, f"clip {index}")
+        for clip in map_ahead(self._read, enumerate(audio)):
             pieces = split_at_silences(
                 clip,
                 target_seconds=target,
@@ -213,8 +295,14 @@ class SpeechTokenizer:
                 max_seconds=max_seconds,
                 multiple=self.config.samples_per_code,
             )
-            for piece in pieces:
-                yield index, piece
+            for index, piece in enumerate(pieces):
+                yield Piece(piece, first=index == 0, last=index == len(pieces) - 1)
+
+    def _read(self, clip: tuple[int, Audio]) -> np.ndarray:
+        index, audio = clip
+        if isinstance(audio, str | os.PathLike):
+            return load_audio(audio, self._max_seconds, self._max_bytes)
+        return check_clip(audio, f"clip {index}")
 
     def _full_context(self, codes: np.ndarray) -> np.ndarray:
         """Codes [n] or [n, Q], checked and filled up: [T / downsample, Q]."""
@@ -236,9 +324,9 @@ class SpeechTokenizer:
         return np.pad(codes.astype(np.int32), ((0, missing), (0, 0)), constant_values=quantizer.mask_code or 0)
 
 
-def _bucket(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
+def spoken_text(pieces: Iterable[DecodingResult], options: DecodingOptions) -> str:
+    """The text of a clip: of those of its pieces that are not silence."""
+    return " ".join(piece.text for piece in pieces if piece.text and not piece.is_silence(options))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -251,17 +339,7 @@ def _dequantize(graphdef: nnx.GraphDef, state: nnx.State, codes: jax.Array) -> j
     return nnx.merge(graphdef, state).states_from_codes(codes)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_tokens"))
-def _transcribe(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    samples: jax.Array,
-    lengths: jax.Array,
-    prompt: jax.Array,
-    end: jax.Array,
-    never: jax.Array,
-    max_tokens: int,
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _heard(graphdef: nnx.GraphDef, state: nnx.State, samples: jax.Array, lengths: jax.Array) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    states = model.states_from_codes(model.tokenize(samples, lengths))
-    return greedy(model.whisper.decoder, states, prompt, end, never, lengths > 0, max_tokens)
+    return model.states_from_codes(model.tokenize(samples, lengths))

@@ -35,6 +35,14 @@ def param(rngs: nnx.Rngs, init: Initializer, shape: Sequence[int], axes: Sequenc
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
 
 
+def linear_param(
+    rngs: nnx.Rngs, init: Callable[[int], Initializer], fan_in: int, shape: Sequence[int], axes: Sequence[str]
+) -> nnx.Param:
+    """``param`` for the weight or the bias of a linear layer, whose start and learning rate may depend on its fan-in."""
+    declared = param(rngs, init(fan_in), shape, axes)
+    return declared.replace(fan_in=fan_in)
+
+
 def normal(std: float) -> Initializer:
     return jax.nn.initializers.normal(std)
 

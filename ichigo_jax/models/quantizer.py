@@ -1,12 +1,14 @@
 """The vector-quantised bottleneck between Whisper's encoder and decoder (WhisperSpeech, Ichigo).
 
 Formulas: ``ichigo.asr.arch.quantizer`` (inference), ``ichigo_asr.models.vq_transformer`` (training) and the cosine-similarity
-codebook of ``vector-quantize-pytorch==1.6.22``, with residual quantisers as in SoundStream (https://arxiv.org/abs/2107.03312).
+codebook of ``vector-quantize-pytorch==1.6.22``, with residual quantisers as in SoundStream (https://arxiv.org/abs/2107.03312);
+finite scalar quantisation instead of a codebook is that of Mentzer et al. 2023 (https://arxiv.org/abs/2309.15505).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from ichigo_jax.models.modules import (
     Buffer,
     LayerNorm,
     Remat,
+    fan_in_normal,
+    linear_param,
     param,
     rotary_angles,
     scan_layers,
@@ -28,6 +32,7 @@ from ichigo_jax.models.modules import (
 from ichigo_jax.models.whisper import MLP, Conv, EncoderBlock, LinearInit
 
 SMALLEST_NORM = 1e-12  # below it torch.nn.functional.normalize divides by this instead
+FSQ_MARGIN = 1e-3  # by this share the bounded values reach past the outermost levels
 QK_SCALE = 8.0  # times query_mult / sqrt(head_width): 1 at query_mult 1 and a head of 64
 
 
@@ -42,6 +47,8 @@ class QuantizerConfig:
       mask_code: index of the code that stands for "no audio here" (``vq_codes``, but 2048 in the merged 2560-code model);
         None for the oldest models, which have no such code.
       num_quantizers: Q, residual quantisers one after the other.
+      fsq_levels: finite scalar quantisation in place of a codebook: how many values each of ``codebook_dim`` numbers takes,
+        ``vq_codes`` combinations in all; the codebook's and the commitment's numbers then have no effect. None: a codebook.
       downsample: encoder states to one code.
       positions: T, encoder states of a full context.
       codebook_decay: of the moving averages of cluster sizes and sums.
@@ -60,6 +67,7 @@ class QuantizerConfig:
     vq_codes: int
     mask_code: int | None
     num_quantizers: int
+    fsq_levels: tuple[int, ...] | None
     codebook_dim: int
     downsample: int
     downsampling: Literal["mean", "stride", "conv"]
@@ -83,6 +91,19 @@ class QuantizerConfig:
             raise InputError(f"mask_code {self.mask_code} found, expected 0 to {self.codes - 1} (vq_codes {self.vq_codes} + 1)")
         if self.codebook_dim == self.width:
             raise InputError(f"codebook_dim {self.codebook_dim} found, expected another size than the width: codes are projected")
+        if self.fsq_levels is not None:
+            self._check_fsq(self.fsq_levels)
+
+    def _check_fsq(self, levels: tuple[int, ...]) -> None:
+        if min(levels, default=0) < 3:
+            raise InputError(f"fsq_levels {levels} found, expected numbers of at least 3: two levels saturate")
+        found = (self.codebook_dim, self.vq_codes, self.num_quantizers)
+        expected = (len(levels), math.prod(levels), 1)
+        if found != expected or self.mask_code not in (None, self.vq_codes):
+            raise InputError(
+                f"(codebook_dim, vq_codes, num_quantizers) {found} and mask_code {self.mask_code} found, "
+                f"expected {expected} and {expected[1]} or None with fsq_levels {levels}"
+            )
 
     @property
     def width(self) -> int:
@@ -123,6 +144,12 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     """Unit vectors along the last axis; shorter ones than 1e-12 are divided by that."""
     square = jnp.square(x).sum(-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(square, SMALLEST_NORM**2))
+
+
+def inverse_frequencies(config: QuantizerConfig) -> np.ndarray:
+    """Rotary [H/2] float32, rounded where the original rounds: at position 1500 one unit in the last place shows."""
+    exponents = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
+    return np.float32(1.0) / (config.rope_base ** exponents.astype(np.float64)).astype(np.float32)
 
 
 class Codebook(nnx.Module):
@@ -206,10 +233,10 @@ class ResidualVQ(nnx.Module):
 
     def __init__(self, config: QuantizerConfig, init: LinearInit, rngs: nnx.Rngs):
         Q, D, d = config.num_quantizers, config.width, config.codebook_dim
-        self.project_in = param(rngs, init.weight(D), (Q, D, d), ("quantizers", "embed", "code"))
-        self.project_in_bias = param(rngs, init.bias(D), (Q, d), ("quantizers", "code"))
-        self.project_out = param(rngs, init.weight(d), (Q, d, D), ("quantizers", "code", "embed"))
-        self.project_out_bias = param(rngs, init.bias(d), (Q, D), ("quantizers", "norm"))
+        self.project_in = linear_param(rngs, init.weight, D, (Q, D, d), ("quantizers", "embed", "code"))
+        self.project_in_bias = linear_param(rngs, init.bias, D, (Q, d), ("quantizers", "code"))
+        self.project_out = linear_param(rngs, init.weight, d, (Q, d, D), ("quantizers", "code", "embed"))
+        self.project_out_bias = linear_param(rngs, init.bias, d, (Q, D), ("quantizers", "bias"))
         self.codebook = Codebook(config, rngs)
         self.config = config
 
@@ -249,6 +276,10 @@ class ResidualVQ(nnx.Module):
         """What codes stand for: [..., Q] int32 -> [..., D]."""
         return sum(self._project_out(q, self.codebook.lookup(q, codes[..., q])) for q in range(self.config.num_quantizers))
 
+    def projections(self, x: jax.Array) -> jax.Array:
+        """What the first quantiser compares with its codes: [B, T, D] -> unit vectors [B, T, d], float32."""
+        return self._project(0, x)
+
     def _project(self, q: int, x: jax.Array) -> jax.Array:
         """[B, T, D] -> unit vectors [B, T, d], float32."""
         z = jnp.einsum("btd,dc->btc", x, self.project_in[...][q], preferred_element_type=jnp.float32)
@@ -258,6 +289,63 @@ class ResidualVQ(nnx.Module):
         """[..., d] -> [..., D]."""
         kernel = self.project_out[...][q]
         return z.astype(kernel.dtype) @ kernel + self.project_out_bias[...][q]
+
+
+class FiniteScalarQuantizer(nnx.Module):
+    """Finite scalar quantisation: a few numbers, each bounded and rounded to its levels; a code counts their combinations.
+
+    With levels (4, 3) the codes 0, 1, … 11 are the roundings (-2, -1), (-1, -1), (0, -1), (1, -1), (-2, 0), … (1, 1). The mask
+    code, which follows them, stands for numbers of its own that are learned.
+    """
+
+    def __init__(self, config: QuantizerConfig, init: LinearInit, rngs: nnx.Rngs):
+        D, d = config.width, config.codebook_dim
+        # Whisper's states are of size 1: from a smaller start than this all of them would be rounded to the same code.
+        self.project_in = linear_param(rngs, fan_in_normal, D, (D, d), ("embed", "code"))
+        self.project_in_bias = linear_param(rngs, init.bias, D, (d,), ("code",))
+        self.project_out = linear_param(rngs, init.weight, d, (d, D), ("code", "embed"))
+        self.project_out_bias = linear_param(rngs, init.bias, d, (D,), ("bias",))
+        if config.mask_code is not None:
+            self.mask = param(rngs, truncated_normal(config.embeddings_std), (d,), ("code",))
+        self.config = config
+        self.levels = config.fsq_levels
+
+    def __call__(
+        self, x: jax.Array, valid: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As ``ResidualVQ``; there is nothing to update and nothing to commit to."""
+        bounded = self.projections(x)
+        rounded = jnp.round(bounded)
+        half = np.array(self.levels) // 2
+        codes = ((rounded + half) * self._place_values()).sum(-1).astype(jnp.int32)
+        straight_through = bounded + jax.lax.stop_gradient(rounded - bounded)
+        return self._project_out(straight_through / half), codes[..., None], jnp.zeros((), jnp.float32)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """What codes stand for: [..., 1] int32 -> [..., D]."""
+        levels = np.array(self.levels)
+        values = (codes // self._place_values() % levels - levels // 2) / (levels // 2)
+        if self.config.mask_code is not None:
+            values = jnp.where(codes == self.config.mask_code, self.mask[...].astype(jnp.float32), values)
+        return self._project_out(values)
+
+    def projections(self, x: jax.Array) -> jax.Array:
+        """What is rounded: [B, T, D] -> [B, T, d] float32, number i between -levels[i] // 2 and (levels[i] - 1) // 2."""
+        z = jnp.einsum("btd,dc->btc", x, self.project_in[...], preferred_element_type=jnp.float32)
+        z = z + self.project_in_bias[...].astype(jnp.float32)
+        levels = np.array(self.levels)
+        reach = (levels - 1) * (1 + FSQ_MARGIN) / 2
+        offset = np.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has one more below 0 than above
+        return jnp.tanh(z + np.arctanh(offset / reach)) * reach - offset
+
+    def _place_values(self) -> np.ndarray:
+        """By how much a code grows with a step of each number: levels (4, 3) -> [1, 4]."""
+        return np.cumprod([1, *self.levels[:-1]])
+
+    def _project_out(self, values: jax.Array) -> jax.Array:
+        """[..., d] -> [..., D]."""
+        kernel = self.project_out[...]
+        return values.astype(kernel.dtype) @ kernel + self.project_out_bias[...]
 
 
 class Quantizer(nnx.Module):
@@ -271,7 +359,7 @@ class Quantizer(nnx.Module):
             self.downsample_conv = Conv(D, D, config.downsample, "embed", rngs)
         self.mlp_norm = LayerNorm(D, eps, rngs)
         self.mlp = MLP(D, config.ffn_mult * D, init, rngs)
-        self.vq = ResidualVQ(config, init, rngs)
+        self.vq = (ResidualVQ if config.fsq_levels is None else FiniteScalarQuantizer)(config, init, rngs)
         self.positions = param(rngs, truncated_normal(config.embeddings_std), (config.positions, D), ("position", "embed"))
         qk_scale = config.query_mult * QK_SCALE / config.head_width**0.5
 
@@ -318,6 +406,10 @@ class Quantizer(nnx.Module):
         x = self._downsample(states)
         return self.vq(x, jnp.ones(x.shape[:2], bool), train=False, key=None)[1]
 
+    def projections(self, states: jax.Array) -> jax.Array:
+        """What becomes the (first) code: [B, T, D] -> [B, T / downsample, codebook_dim] float32."""
+        return self.vq.projections(self._downsample(states))
+
     def dequantize(self, codes: jax.Array) -> jax.Array:
         """States for the decoder; fewer codes than a full context's are filled up with the mask code (0 where there is none).
 
@@ -351,12 +443,7 @@ class Quantizer(nnx.Module):
         config = self.config
         angles = None
         if config.rope:
-            angles = rotary_angles(jnp.arange(config.positions)[None], self._inverse_frequencies())
+            angles = rotary_angles(jnp.arange(config.positions)[None], inverse_frequencies(config))
         x = x + self.positions[...]
         x, _ = scan_layers(self.blocks, lambda block, x, _: (block(x, angles), None), x, remat=remat)
         return self.norm(x)
-
-    def _inverse_frequencies(self) -> np.ndarray:
-        """[H/2] float32, rounded where the original rounds: at position 1500 one unit in the last place shows."""
-        exponents = np.arange(0, self.config.head_width, 2, dtype=np.float32) / np.float32(self.config.head_width)
-        return np.float32(1.0) / (self.config.rope_base ** exponents.astype(np.float64)).astype(np.float32)

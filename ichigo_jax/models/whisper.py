@@ -23,6 +23,7 @@ from ichigo_jax.models.modules import (
     LayerNorm,
     Remat,
     fan_in_normal,
+    linear_param,
     param,
     project,
     rotate,
@@ -103,13 +104,13 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, size: int, heads: int, qk_scale: float, init: LinearInit, rngs: nnx.Rngs):
         shape, axes = (size, heads, size // heads), ("embed", "heads", "head")
-        self.query = param(rngs, init.weight(size), shape, axes)
-        self.query_bias = param(rngs, init.bias(size), shape[1:], axes[1:])
-        self.key = param(rngs, init.weight(size), shape, axes)
-        self.value = param(rngs, init.weight(size), shape, axes)
-        self.value_bias = param(rngs, init.bias(size), shape[1:], axes[1:])
-        self.out = param(rngs, init.weight(size), (*shape[1:], size), ("heads", "head", "embed"))
-        self.out_bias = param(rngs, init.bias(size), (size,), ("norm",))
+        self.query = linear_param(rngs, init.weight, size, shape, axes)
+        self.query_bias = linear_param(rngs, init.bias, size, shape[1:], axes[1:])
+        self.key = linear_param(rngs, init.weight, size, shape, axes)
+        self.value = linear_param(rngs, init.weight, size, shape, axes)
+        self.value_bias = linear_param(rngs, init.bias, size, shape[1:], axes[1:])
+        self.out = linear_param(rngs, init.weight, size, (*shape[1:], size), ("heads", "head", "embed"))
+        self.out_bias = linear_param(rngs, init.bias, size, (size,), ("bias",))
         self.scale = qk_scale**0.5
 
     def keys_values(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None) -> KeyValues:
@@ -141,10 +142,10 @@ class MLP(nnx.Module):
     """Two linear layers with an exact GELU between. [..., D] -> [..., D]."""
 
     def __init__(self, size: int, hidden: int, init: LinearInit, rngs: nnx.Rngs):
-        self.up = param(rngs, init.weight(size), (size, hidden), ("embed", "ffn"))
-        self.up_bias = param(rngs, init.bias(size), (hidden,), ("ffn",))
-        self.down = param(rngs, init.weight(hidden), (hidden, size), ("ffn", "embed"))
-        self.down_bias = param(rngs, init.bias(hidden), (size,), ("norm",))
+        self.up = linear_param(rngs, init.weight, size, (size, hidden), ("embed", "ffn"))
+        self.up_bias = linear_param(rngs, init.bias, size, (hidden,), ("ffn",))
+        self.down = linear_param(rngs, init.weight, hidden, (hidden, size), ("ffn", "embed"))
+        self.down_bias = linear_param(rngs, init.bias, hidden, (size,), ("bias",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = jax.nn.gelu(project(x, self.up[...]) + self.up_bias[...], approximate=False)
@@ -156,7 +157,7 @@ class Conv(nnx.Module):
 
     def __init__(self, inputs: int, size: int, stride: int, axis: str, rngs: nnx.Rngs):
         self.kernel = param(rngs, fan_in_normal(KERNEL * inputs), (KERNEL, inputs, size), ("kernel", axis, "ffn"))
-        self.bias = param(rngs, zeros, (size,), ("norm",))
+        self.bias = param(rngs, zeros, (size,), ("bias",))
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -203,7 +204,9 @@ class DecoderBlock(nnx.Module):
         if cache is not None:
             keys_values = cache.write(positions, keys_values)
         x = x + self.attention(y, keys_values, mask)
-        x = x + self.cross_attention(self.cross_attention_norm(x), cross)
+        # Several answers to one clip (beams) look at the same states: for them they are one row of as many queries.
+        queries = self.cross_attention_norm(x).reshape(len(cross.k), -1, x.shape[-1])
+        x = x + self.cross_attention(queries, cross).reshape(x.shape)
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "time", "activation"), keys_values
 
@@ -296,17 +299,25 @@ class TextDecoder(nnx.Module):
         dtype = self.token_embedding[...].dtype
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def decode(self, tokens: jax.Array, positions: jax.Array, cross: KeyValues, cache: KeyValues) -> tuple[jax.Array, KeyValues]:
+    def decode(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cross: KeyValues,
+        cache: KeyValues,
+        wanted: tuple[int, ...] | None = None,
+    ) -> tuple[jax.Array, KeyValues]:
         """Goes on from a cache.
 
         Args:
           tokens: [B, S] int32.
           positions: [B, S] int32, each token's position, which is also the cache slot it is written to.
-          cross: from ``prefill_cross``.
+          cross: from ``prefill_cross``; of fewer rows than B, where each is of B / rows consecutive rows of tokens.
           cache: from ``init_cache`` or the previous call; all positions before each token's must have been written.
+          wanted: indices along S of the tokens whose logits are returned; None: all.
 
         Returns:
-          [B, S, V] float32 logits and the new cache.
+          [B, S or len(wanted), V] float32 logits and the new cache.
         """
         mask = causal_mask(positions, jnp.arange(cache.k.shape[2])[None])
 
@@ -314,7 +325,7 @@ class TextDecoder(nnx.Module):
             return block(x, positions, mask, *kept)
 
         x, cache = scan_layers(self.blocks, layer, self._embed(tokens, positions), (cross, cache))
-        return self._logits(x), cache
+        return self._logits(x if wanted is None else x[:, list(wanted)]), cache
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.token_embedding[...][tokens] + self.positions[...][positions]

@@ -37,6 +37,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "codes": None,
     "code": None,
     "norm": None,
+    "bias": None,
 }
 
 

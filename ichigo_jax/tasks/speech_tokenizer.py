@@ -1,6 +1,7 @@
 """Training the speech tokenizer: Whisper with or without the bottleneck, on speech and its text.
 
-Objective: cross-entropy of the text, plus, through the bottleneck, the commitment of the encoder to its codes.
+Objective: cross-entropy of the text, plus, through the bottleneck, the commitment of the encoder to its codes and, by
+choice, the divergence from Whisper's own predictions (``ichigo_asr``'s phase 1) and from the codes' stability under noise.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -17,27 +18,45 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax import configuration
+from ichigo_jax.audio.log_mel import frame_count
+from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.loading import training_batches
-from ichigo_jax.data.speech import FaultLog, SpeechExamples, read_transcripts
+from ichigo_jax.data.speech import FaultLog, Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.text import error_rates
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.models.folder import fingerprint, load_config, load_model, save_model
-from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
+from ichigo_jax.models.quantizer import Quantizer
+from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizerConfig, SpeechTokenizerModel
+from ichigo_jax.models.whisper import Whisper, WhisperConfig
+from ichigo_jax.parallel import replicated
+from ichigo_jax.storage import read_json
 from ichigo_jax.tasks.task import Scalars
 from ichigo_jax.text.whisper import WhisperText
-from ichigo_jax.training.losses import count_targets, cross_entropy_sums
+from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum
 from ichigo_jax.training.run_config import RunConfig
 
 KIND = "speech_tokenizer"
+# Numbers of the quantiser that a run may set otherwise than the model that it starts from.
+OF_TRAINING = (
+    "codebook_decay",
+    "threshold_ema_dead_code",
+    "laplace_eps",
+    "commitment_weight",
+    "statistics_over",
+    "init_std",
+    "embeddings_std",
+)
+NOISE = 0x6E6F  # keeps the random numbers of the noise apart from the quantisers'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A manifest and how often it is drawn, relative to the others."""
+    """A manifest, the language of its texts (as Whisper abbreviates it) and how often it is drawn, relative to the others."""
 
     path: str
+    language: str
     weight: float
 
 
@@ -47,6 +66,7 @@ class EvaluationSet:
 
     name: str
     path: str
+    language: str
     limit: int
 
 
@@ -56,13 +76,18 @@ class SpeechData:
 
     Attributes:
       text_tokenizer: a Hugging Face tokenizer folder with Whisper's special tokens.
-      language: of the texts, as Whisper abbreviates it.
-      text_length: tokens of prompt, text and end together.
+      pad: how clips fill the context. "audio", as the originals train: with zero samples, heard as silence; the mask code takes
+        their place after the last encoder state. "mel", as all tokenize: with padding in the log-mel spectrogram; the mask code
+        comes after the last whole code.
+      text_length, predict_prompt, normalize, concatenate: see ``data.speech.Layout``.
     """
 
     text_tokenizer: str
-    language: str
     text_length: int
+    predict_prompt: bool
+    pad: Literal["audio", "mel"]
+    normalize: bool
+    concatenate: bool
     sources: tuple[Source, ...]
     evaluation: tuple[EvaluationSet, ...]
 
@@ -73,9 +98,15 @@ class SpeechObjective:
 
     Attributes:
       bottleneck: whether the decoder hears through the codes, or the encoder's states as they are (plain Whisper).
+      kl_weight: of the divergence from the predictions of Whisper without the bottleneck, which must be frozen.
+      noise_weight: of the mean square by which noise moves what becomes the codes.
+      noise_snr_db: lowest and highest signal-to-noise ratio of that noise.
     """
 
     bottleneck: bool
+    kl_weight: float
+    noise_weight: float
+    noise_snr_db: tuple[float, ...]
 
 
 class SpeechTokenizerTask:
@@ -86,32 +117,53 @@ class SpeechTokenizerTask:
         self.model_config = configuration.from_dict(SpeechTokenizerConfig, config.model, "config.model")
         self.data = configuration.from_dict(SpeechData, config.data, "config.data")
         self.objective = configuration.from_dict(SpeechObjective, config.objective, "config.objective")
+        self._check_objective()
         self.text = WhisperText.from_folder(self.data.text_tokenizer)
         if self.text.size > self.model_config.whisper.n_vocab:
             n_vocab = self.model_config.whisper.n_vocab
             raise InputError(f"{self.data.text_tokenizer}: ids up to {self.text.size - 1}, expected fewer than n_vocab {n_vocab}")
         faults = FaultLog(workdir / "skipped_clips.jsonl")
-        self._sources = [self._examples(source.path, faults) for source in self.data.sources]
+        self._sources = [self._examples(source, faults) for source in self.data.sources]
         self._evaluation = [(item, read_transcripts(item.path)[: item.limit]) for item in self.data.evaluation]
 
-    def _examples(self, manifest: str, faults: FaultLog) -> SpeechExamples:
-        rows = read_transcripts(manifest)
-        return SpeechExamples(
-            rows,
-            token_ids=[self.text.encode(row["text"]) for row in rows],
-            prompt=self.text.prompt_in(self.data.language),
-            end=self.text.end,
-            seconds=self.model_config.context_samples / 16000,
-            text_length=self.data.text_length,
-            faults=faults,
+    def _check_objective(self) -> None:
+        objective, frozen = self.objective, self.config.optimizer.frozen
+        if not objective.bottleneck and (objective.kl_weight or objective.noise_weight):
+            raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
+        if objective.kl_weight and "whisper" not in frozen:
+            raise InputError(f"kl_weight {objective.kl_weight} found with frozen {frozen}, expected 'whisper' in it: it teaches")
+        if len(objective.noise_snr_db) != 2:
+            raise InputError(f"noise_snr_db {objective.noise_snr_db} found, expected the lowest and the highest")
+
+    def _examples(self, source: Source, faults: FaultLog) -> SpeechExamples:
+        data = self.data
+        layout = Layout(
+            samples=self.model_config.context_samples,
+            text_length=data.text_length,
+            predict_prompt=data.predict_prompt,
+            normalize=data.normalize,
+            concatenate=data.concatenate,
         )
+        prompt = self.text.prompt_in(source.language)
+        return SpeechExamples(read_transcripts(source.path), self.text.encode, prompt, self.text.end, layout, faults)
 
     def make_model(self, rngs: nnx.Rngs) -> SpeechTokenizerModel:
         return SpeechTokenizerModel(self.model_config, rngs)
 
     def load_model(self, folder: str, mesh: Mesh) -> SpeechTokenizerModel:
-        load_config(folder, KIND, SpeechTokenizerConfig)
-        return load_model(folder, self.make_model, jnp.float32, mesh)
+        """From a speech tokenizer, or from a Whisper alone; then the bottleneck starts from random parameters."""
+        if read_json(Path(folder) / "config.json").get("kind") != "whisper":
+            found = load_config(folder, KIND, SpeechTokenizerConfig)
+            _check_equal(folder, found.whisper, self.model_config.whisper)
+            _check_equal(folder, found.quantizer, self.model_config.quantizer, but=OF_TRAINING)
+            return load_model(folder, self.make_model, jnp.float32, mesh)
+        expected = self.model_config.whisper
+        _check_equal(folder, load_config(folder, "whisper", WhisperConfig), expected)
+        model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        model.whisper = load_model(folder, lambda rngs: Whisper(expected, rngs), jnp.float32, mesh)
+        random = lambda: nnx.state(Quantizer(self.model_config.quantizer, nnx.Rngs(self.config.seed)))  # noqa: E731
+        nnx.update(model.quantizer, jax.jit(random, out_shardings=replicated(mesh))())
+        return model
 
     def batches(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(source) for source in self._sources]
@@ -122,25 +174,56 @@ class SpeechTokenizerTask:
         return [len(source) for source in self._sources]
 
     def totals(self, batch: Mapping[str, jax.Array]) -> Scalars:
-        return {"targets": count_targets(batch["targets"]), "codes": self._statistics_mask(batch).sum().astype(jnp.float32)}
+        return {
+            "targets": count_targets(batch["targets"]),
+            "rows": count_rows(batch["targets"]),
+            "codes": _count(self._statistics_mask(batch)),
+            "heard_codes": _count(self._heard(batch)),
+        }
 
     def loss(
         self, model: SpeechTokenizerModel, batch: Mapping[str, jax.Array], totals: Scalars, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        remat = self.config.train.remat
-        mel = model.log_mel(batch["audio"], batch["samples"]).astype(self.config.train.compute_dtype)
-        states = model.whisper.encoder(mel, remat)
-        commitment, metrics = 0.0, {}
-        if self.objective.bottleneck:
-            heard = jnp.repeat(self._heard(batch), self.model_config.quantizer.downsample, axis=1)
-            out = model.quantizer(states, heard, train=True, key=key, remat=remat)
+        objective, remat = self.objective, self.config.train.remat
+        encoded = self._encode(model, batch["audio"], batch)
+        states, loss, metrics = encoded, 0.0, {}
+        if objective.noise_weight:
+            loss, metrics = self._noise_loss(model, encoded, batch, totals, key)
+        if objective.bottleneck:
+            out = model.quantizer(encoded, self._frame_mask(batch), train=True, key=key, remat=remat)
             states = out.states
             commitment = out.commitment * self._statistics_mask(batch).sum() / totals["codes"]
-            metrics = {"commitment": commitment, "code_counts": self._count(out.codes[..., 0], self._heard(batch))}
+            counts = self._count_codes(out.codes[..., 0], self._heard(batch))
+            loss, metrics = loss + commitment, {**metrics, "commitment": commitment, "code_counts": counts}
+
         logits = model.whisper.decoder(batch["inputs"], states, remat)
-        loss, correct = cross_entropy_sums(logits, batch["targets"])
-        loss, correct = loss / totals["targets"], correct / totals["targets"]
-        return loss + commitment, {"cross_entropy": loss, "accuracy": correct, **metrics}
+        if objective.kl_weight:
+            teacher = jax.lax.stop_gradient(model.whisper.decoder(batch["inputs"], encoded, remat))
+            divergence = divergence_sum(logits, teacher, batch["targets"]) / totals["rows"]
+            loss, metrics = loss + objective.kl_weight * divergence, {**metrics, "kl": divergence}
+        cross_entropy, correct = cross_entropy_sums(logits, batch["targets"])
+        cross_entropy, correct = cross_entropy / totals["targets"], correct / totals["targets"]
+        return loss + cross_entropy, {"cross_entropy": cross_entropy, "accuracy": correct, **metrics}
+
+    def _encode(self, model: SpeechTokenizerModel, audio: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Whisper's states of the batch's audio, or of a noisy version. [B, S] -> [B, T, D]."""
+        lengths = batch["samples"] if self.data.pad == "mel" else jnp.full_like(batch["samples"], audio.shape[1])
+        mel = model.log_mel(audio, lengths).astype(self.config.train.compute_dtype)
+        return model.whisper.encoder(mel, self.config.train.remat)
+
+    def _noise_loss(
+        self, model: SpeechTokenizerModel, encoded: jax.Array, batch: Mapping[str, jax.Array], totals: Scalars, key: jax.Array
+    ) -> tuple[jax.Array, Scalars]:
+        """How far noise moves what becomes the codes, weighted, and the share of codes that it leaves as they are."""
+        noisy_audio = add_noise(batch["audio"], batch["samples"], self.objective.noise_snr_db, jax.random.fold_in(key, NOISE))
+        noisy = self._encode(model, noisy_audio, batch)
+        clean = jax.lax.stop_gradient(model.quantizer.projections(encoded))
+        heard = self._heard(batch)
+        moved = jnp.square(model.quantizer.projections(noisy) - clean).mean(-1)
+        consistency = (moved * heard).sum() / totals["heard_codes"]
+        kept = (model.quantizer.codes(noisy) == model.quantizer.codes(encoded)).all(-1)
+        metrics = {"noise_consistency": consistency, "codes_kept_under_noise": (kept & heard).sum() / totals["heard_codes"]}
+        return self.objective.noise_weight * consistency, metrics
 
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         values = dict(metrics)
@@ -153,7 +236,8 @@ class SpeechTokenizerTask:
         tokenizer = SpeechTokenizer(model, self.model_config, self.text)
         values: dict[str, float] = {}
         for item, rows in self._evaluation:
-            rates = error_rates([row["text"] for row in rows], tokenizer.transcribe([row["path"] for row in rows]))
+            found = tokenizer.transcribe([row["path"] for row in rows], language=item.language)
+            rates = error_rates([row["text"] for row in rows], found)
             values |= {f"{item.name}/{name}": rate for name, rate in rates.items()}
         return values
 
@@ -167,13 +251,34 @@ class SpeechTokenizerTask:
         positions = jnp.arange(self.model_config.quantizer.code_positions)
         return positions < self.model_config.code_count(batch["samples"])[:, None]
 
+    def _frame_mask(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """[B, T] bool: where the decoder hears codes and not the mask code."""
+        quantizer = self.model_config.quantizer
+        if self.data.pad == "mel":
+            return jnp.repeat(self._heard(batch), quantizer.downsample, axis=1)
+        return jnp.arange(quantizer.positions) < (frame_count(batch["samples"]) // FRAMES_PER_STATE)[:, None]
+
     def _statistics_mask(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """[B, code positions] bool: which codes count for the commitment."""
         heard = self._heard(batch)
         return heard if self.model_config.quantizer.statistics_over == "audio_frames" else jnp.ones_like(heard)
 
-    def _count(self, codes: jax.Array, heard: jax.Array) -> jax.Array:
+    def _count_codes(self, codes: jax.Array, heard: jax.Array) -> jax.Array:
         """How often each code but the mask code occurs in the first codebook. [B, n] twice -> [vq_codes]."""
         quantizer = self.model_config.quantizer
         counts = jnp.zeros(quantizer.codes).at[codes].add(heard)
         return counts if quantizer.mask_code is None else jnp.delete(counts, quantizer.mask_code, assume_unique_indices=True)
+
+
+def _check_equal(folder: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
+    """Refuses a model folder whose dataclass differs from the config's in other fields than ``but``."""
+    names = [field.name for field in dataclasses.fields(expected) if field.name not in but]
+    differ = [name for name in names if getattr(found, name) != getattr(expected, name)]
+    if differ:
+        faults = ", ".join(f"{name} {getattr(found, name)!r} (config: {getattr(expected, name)!r})" for name in differ)
+        raise InputError(f"{folder}: found {faults}; change config.model or give another init_from")
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    """Number of True, at least 1, as a float32 scalar."""
+    return jnp.maximum(mask.sum(), 1).astype(jnp.float32)

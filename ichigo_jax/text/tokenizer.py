@@ -123,6 +123,10 @@ class TextTokenizer:
             raise InputError(f"{self._where}: no special token {name!r} in the vocabulary; use a tokenizer that has it")
         return self._added[name]
 
+    def spelling(self, token_id: int) -> str:
+        """A vocabulary entry as it is written there, a letter for each byte: ``Ġ`` for a space."""
+        return self._backend.id_to_token(token_id)
+
     @property
     def added(self) -> Mapping[str, int]:
         """Every added token, special or not, and its id."""

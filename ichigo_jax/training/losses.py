@@ -22,6 +22,25 @@ def cross_entropy_sums(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array
     return loss, correct.astype(jnp.float32)
 
 
+def divergence_sum(logits: jax.Array, teacher_logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence of the teacher's predictions from the student's, summed over all positions.
+
+    Where a target is ``IGNORE`` the teacher is taken to find every token equally likely, as in ``ichigo_asr``, which sets its
+    logits to zero there; a row without any target does not count at all.
+
+    [B, T, V] twice and int32 [B, T] -> float32 scalar.
+    """
+    counted = targets != IGNORE
+    teacher = jax.nn.log_softmax(jnp.where(counted[..., None], teacher_logits, 0.0), axis=-1)
+    divergence = (jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits, axis=-1))).sum(-1)
+    return jnp.where(counted.any(-1, keepdims=True), divergence, 0.0).sum()
+
+
+def count_rows(targets: jax.Array) -> jax.Array:
+    """Number of rows with a target, at least 1, as a float32 scalar."""
+    return jnp.maximum((targets != IGNORE).any(-1).sum(), 1).astype(jnp.float32)
+
+
 def count_targets(targets: jax.Array) -> jax.Array:
     """Number of targets that carry loss, at least 1, as a float32 scalar."""
     return jnp.maximum((targets != IGNORE).sum(), 1).astype(jnp.float32)

@@ -23,14 +23,19 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the peak.
+      linear_rate_width: a linear layer with F inputs learns at ``linear_rate_width / F`` times the rate; None: at the rate.
+      embedding_rate: embeddings and learned positions learn at this times the rate.
       warmup_steps: steps from ``warmup_from`` times the peak up to the peak.
-      decay: "cosine" down to ``decay_to`` times the peak at the last step, or "constant".
-      weight_decay: AdamW's; on matrices only, or on all parameters.
+      decay: "cosine" down to ``decay_to`` times the peak at the last step, the same for all parameters whatever their own
+        peak, or "constant".
+      weight_decay: AdamW's; on matrices only, on all parameters, or on all but the scales and biases of norms and embeddings.
       clip_norm: bound of the global gradient norm.
       frozen: parameters whose dotted name begins with one of these are not trained.
     """
 
     learning_rate: float
+    linear_rate_width: int | None
+    embedding_rate: float
     warmup_steps: int
     warmup_from: float
     decay: Literal["cosine", "constant"]
@@ -39,7 +44,7 @@ class OptimizerConfig:
     b2: float
     eps: float
     weight_decay: float
-    weight_decay_on: Literal["matrices", "all"]
+    weight_decay_on: Literal["matrices", "all", "all_but_norms_and_embeddings"]
     clip_norm: float
     frozen: tuple[str, ...]
 
@@ -143,7 +148,7 @@ def parse_argument(argument: str, **defaults: Any) -> SimpleNamespace:
         elif not equals:
             values[next(iter(defaults))] = name
         elif name in defaults and not isinstance(defaults[name], bool):
-            values[name] = type(defaults[name])(text)
+            values[name] = _parse(text, defaults[name], f"config argument {name}")
         else:
             raise InputError(
                 f"config argument {item!r} found, expected one of {', '.join(f'{k}={v}' for k, v in defaults.items())}"
@@ -151,26 +156,34 @@ def parse_argument(argument: str, **defaults: Any) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
-def claim_workdir(workdir: Path, config: RunConfig) -> None:
-    """Writes ``workdir/config.json``, or checks that the run which wrote it is this one.
+def check_workdir(workdir: Path, config: RunConfig) -> None:
+    """Refuses a workdir that belongs to another run.
 
     Raises:
       InputError: another config started this workdir; the message names the fields that differ.
     """
     path = workdir / "config.json"
-    values = json.loads(json.dumps(configuration.to_dict(config)))
-    if path.exists():
-        before, now = dict(_flat(read_json(path))), dict(_flat(values))
-        changed = [
-            f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            found = "; ".join(changed[:8])
-            raise InputError(f"{workdir}: another config started this workdir ({found}); choose another --workdir or undo this")
+    if not path.exists():
+        return
+    before, now = dict(_flat(read_json(path))), dict(_flat(_as_json(config)))
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        found = "; ".join(changed[:8])
+        raise InputError(f"{workdir}: another config started this workdir ({found}); choose another --workdir or undo this")
+
+
+def claim_workdir(workdir: Path, config: RunConfig) -> None:
+    """Writes ``workdir/config.json``."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, values)
+    write_json(workdir / "config.json", _as_json(config))
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(configuration.to_dict(config)))
 
 
 def _run_file(path: Path, argument: str) -> ConfigDict:

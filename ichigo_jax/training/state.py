@@ -43,22 +43,6 @@ class TrainState:
     skipped_in_a_row: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A model's structure without its arrays.
-
-    Attributes:
-      graphdef: what ``nnx.merge`` needs beside the arrays.
-      params, frozen, buffers: trees of logical axes.
-      shardings: a ``TrainState`` of shardings, or of one part once ``optimizer_shardings`` is asked.
-    """
-
-    graphdef: Any
-    params: Any
-    frozen: Any
-    buffers: Any
-
-
 def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, dict]:
     """A model as graph definition, trained parameters, frozen parameters and buffers."""
 
@@ -69,11 +53,18 @@ def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, 
     return graphdef, *map(nnx.to_pure_dict, (params, stuck, buffers))
 
 
-def logical_axes(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict, dict]:
-    """For trained parameters, frozen ones and buffers, the tree of each array's logical axes."""
-    flat = {path: variable.axes for path, variable in nnx.to_flat_state(nnx.state(model))}
+def declarations(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict, dict]:
+    """For trained parameters, frozen ones and buffers, the tree of each array's variable: what the model declares of it."""
+    flat = dict(nnx.to_flat_state(nnx.state(model)))
     _, *parts = split(model, frozen)
     return tuple(unflatten_dict({path: flat[path] for path in flatten_dict(part)}) for part in parts)  # type: ignore[return-value]
+
+
+def logical_axes(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict, dict]:
+    """As ``declarations``, the tree of each array's logical axes."""
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    parts = declarations(model, frozen)
+    return tuple(jax.tree.map(lambda v: v.axes, part, is_leaf=is_variable) for part in parts)  # type: ignore[return-value]
 
 
 def make_state(params: Any, frozen: Any, buffers: Any, optimizer: optax.GradientTransformation) -> TrainState:

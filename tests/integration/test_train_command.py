@@ -127,7 +127,7 @@ def test_a_workdir_of_another_config_is_refused(corpus_root, uninterrupted):
     ("change", "message"),
     [
         ("--config.train.stepz=3", "no such field"),
-        ('--config.data.sources=[{"path": "nowhere.jsonl", "weight": 1.0}]', "nowhere.jsonl"),
+        ('--config.data.sources=[{"path": "nowhere.jsonl", "language": "en", "weight": 1.0}]', "nowhere.jsonl"),
         ("--config.data.text_tokenizer=nowhere", "nowhere"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_manifest_without_clips_or_with_missing_ones_is_refused(corpus_root, t
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "missing.jsonl").write_text('{"path": "gone.wav", "text": "hello"}\n')
     for name, message in (("empty", "at least one row"), ("missing", "1 of 1 audio files do not exist")):
-        sources = json.dumps([{"path": str(tmp_path / f"{name}.jsonl"), "weight": 1.0}])
+        sources = json.dumps([{"path": str(tmp_path / f"{name}.jsonl"), "language": "en", "weight": 1.0}])
         code, _, err = run(*command(corpus_root, tmp_path / "run", f"--config.data.sources={sources}"))
         assert code == 2 and message in err and err.count("\n") == 1
 
@@ -151,7 +151,7 @@ def test_a_corrupt_clip_is_recorded_and_skipped(corpus_root, tmp_path):
     shutil.copytree(corpus_root / "corpus", tmp_path / "corpus")
     victim = tmp_path / "corpus" / "audio" / "train-00003.wav"
     victim.write_bytes(b"RIFF" + bytes(100))
-    sources = json.dumps([{"path": str(tmp_path / "corpus" / "train.jsonl"), "weight": 1.0}])
+    sources = json.dumps([{"path": str(tmp_path / "corpus" / "train.jsonl"), "language": "en", "weight": 1.0}])
     code, _, err = run(*command(corpus_root, tmp_path / "run", f"--config.data.sources={sources}"))
     assert code == 0, err
     (fault,) = map(json.loads, (tmp_path / "run" / "skipped_clips.jsonl").read_text().splitlines())
@@ -162,7 +162,7 @@ def test_a_corrupt_clip_is_recorded_and_skipped(corpus_root, tmp_path):
 def test_data_that_changed_its_length_is_refused(corpus_root, uninterrupted, tmp_path):
     shutil.copytree(corpus_root / "corpus", tmp_path / "corpus")
     manifest = tmp_path / "corpus" / "train.jsonl"
-    sources = f"--config.data.sources={json.dumps([{'path': str(manifest), 'weight': 1.0}])}"
+    sources = f"--config.data.sources={json.dumps([{'path': str(manifest), 'language': 'en', 'weight': 1.0}])}"
     process = start(*command(corpus_root, tmp_path / "run", sources))
     wait_for_step(tmp_path / "run", 5, process)
     process.terminate()

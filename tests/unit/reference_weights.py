@@ -1,9 +1,15 @@
 """Copies the weights of the PyTorch originals into our modules, for parity tests."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from converters import quantizer
+from converters.engine import LAYER
+from converters.whisper_weights import openai_table
 
 
 def filled(make):
@@ -50,102 +56,31 @@ def arrays(torch_module):
     return {key: value.detach().numpy().copy() for key, value in torch_module.state_dict().items()}
 
 
-def _prefixed(prefix, weights):
-    return {f"{prefix}.{key}": value for key, value in weights.items()}
-
-
-def _norm(source, prefix):
-    return {"scale": source[f"{prefix}.weight"], "bias": source[f"{prefix}.bias"]}
-
-
-def _attention(source, prefix, heads):
-    split = lambda weight: weight.T.reshape(weight.shape[1], heads, -1)  # noqa: E731
-    return {
-        "query": split(source[f"{prefix}.query.weight"]),
-        "query_bias": source[f"{prefix}.query.bias"].reshape(heads, -1),
-        "key": split(source[f"{prefix}.key.weight"]),
-        "value": split(source[f"{prefix}.value.weight"]),
-        "value_bias": source[f"{prefix}.value.bias"].reshape(heads, -1),
-        "out": source[f"{prefix}.out.weight"].T.reshape(heads, -1, source[f"{prefix}.out.weight"].shape[0]),
-        "out_bias": source[f"{prefix}.out.bias"],
-    }
-
-
-def _mlp(source, prefix):
-    return {
-        "up": source[f"{prefix}.0.weight"].T,
-        "up_bias": source[f"{prefix}.0.bias"],
-        "down": source[f"{prefix}.2.weight"].T,
-        "down_bias": source[f"{prefix}.2.bias"],
-    }
-
-
-def _conv(source, prefix):
-    return {"kernel": source[f"{prefix}.weight"].transpose(2, 1, 0), "bias": source[f"{prefix}.bias"]}
-
-
-def _block(source, prefix, heads):
-    block = {
-        **_prefixed("attention_norm", _norm(source, f"{prefix}.attn_ln")),
-        **_prefixed("attention", _attention(source, f"{prefix}.attn", heads)),
-        **_prefixed("mlp_norm", _norm(source, f"{prefix}.mlp_ln")),
-        **_prefixed("mlp", _mlp(source, f"{prefix}.mlp")),
-    }
-    if f"{prefix}.cross_attn_ln.weight" in source:
-        block |= _prefixed("cross_attention_norm", _norm(source, f"{prefix}.cross_attn_ln"))
-        block |= _prefixed("cross_attention", _attention(source, f"{prefix}.cross_attn", heads))
-    return block
-
-
-def _blocks(source, prefix, layers, heads):
-    blocks = [_block(source, f"{prefix}.{layer}", heads) for layer in range(layers)]
-    return {f"blocks.{key}": np.stack([block[key] for block in blocks]) for key in blocks[0]}
+def from_table(rows, source):
+    """What a conversion table makes of foreign arrays, by dotted paths; layers stacked, other keys of ``source`` ignored."""
+    weights = {}
+    for row in rows:
+        keys = [row.source]
+        if LAYER in row.source:
+            layers = (row.source.replace(LAYER, str(layer)) for layer in itertools.count())
+            keys = list(itertools.takewhile(source.__contains__, layers))
+        found = [row.transform.forward(source[key]) for key in keys]
+        weights[".".join(row.target)] = np.stack(found) if LAYER in row.source else found[0]
+    return weights
 
 
 def whisper_weights(reference, config):
     """From ``whisper.model.Whisper``."""
-    source = arrays(reference)
-    return {
-        **_prefixed("encoder.conv1", _conv(source, "encoder.conv1")),
-        **_prefixed("encoder.conv2", _conv(source, "encoder.conv2")),
-        "encoder.positions": source["encoder.positional_embedding"],
-        **_prefixed("encoder", _blocks(source, "encoder.blocks", config.n_audio_layer, config.n_audio_head)),
-        **_prefixed("encoder.norm", _norm(source, "encoder.ln_post")),
-        "decoder.token_embedding": source["decoder.token_embedding.weight"],
-        "decoder.positions": source["decoder.positional_embedding"],
-        **_prefixed("decoder", _blocks(source, "decoder.blocks", config.n_text_layer, config.n_text_head)),
-        **_prefixed("decoder.norm", _norm(source, "decoder.ln")),
-    }
-
-
-def residual_vq_weights(source, quantizers):
-    """From the state of a ``vector_quantize_pytorch.ResidualVQ``."""
-    stack = lambda name: np.stack([source[f"layers.{q}.{name}"] for q in range(quantizers)])  # noqa: E731
-    codebook = "_codebook"
-    return {
-        "project_in": stack("project_in.weight").transpose(0, 2, 1),
-        "project_in_bias": stack("project_in.bias"),
-        "project_out": stack("project_out.weight").transpose(0, 2, 1),
-        "project_out_bias": stack("project_out.bias"),
-        "codebook.embed": stack(f"{codebook}.embed")[:, 0],
-        "codebook.cluster_size": stack(f"{codebook}.cluster_size")[:, 0],
-        "codebook.embed_avg": stack(f"{codebook}.embed_avg")[:, 0],
-        "codebook.initted": stack(f"{codebook}.initted")[:, 0],
-    }
+    return from_table(openai_table(config), arrays(reference))
 
 
 def quantizer_weights(reference, config):
     """From ``ichigo.asr.arch.quantizer.Quantizer`` and ``ichigo_asr.models.vq_transformer.RQBottleneckTransformer``."""
-    source = arrays(reference)
-    vq = {key.removeprefix("rq."): value for key, value in source.items() if key.startswith("rq.")}
-    weights = {
-        **_prefixed("mlp_norm", _norm(source, "mlp_ln")),
-        **_prefixed("mlp", _mlp(source, "mlp")),
-        **_prefixed("vq", residual_vq_weights(vq, config.num_quantizers)),
-        "positions": source["positional_embedding.weight"],
-        **_blocks(source, "_out_blocks", config.depth, config.n_head),
-        **_prefixed("norm", _norm(source, "ln_post")),
-    }
-    if config.downsampling == "conv":
-        weights |= _prefixed("downsample_conv", _conv(source, "downsample_conv"))
-    return weights
+    return from_table(quantizer.table(config), arrays(reference))
+
+
+def residual_vq_weights(source, config):
+    """From the state of a ``vector_quantize_pytorch.ResidualVQ``."""
+    rows = [row for row in quantizer.table(config) if row.target[0] == "vq"]
+    weights = from_table(rows, {f"rq.{key}": value for key, value in source.items()})
+    return {path.removeprefix("vq."): value for path, value in weights.items()}

@@ -5,11 +5,10 @@ import types
 
 import numpy as np
 import pytest
-import soundfile
 from test_generation import save_tiny_model
 
 import ichigo_jax
-from ichigo_jax import generate, transcribe
+from ichigo_jax import generate
 from ichigo_jax.data.audio_files import list_audio
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.assistant import Assistant
@@ -29,9 +28,6 @@ class Ears:
 
     def encode(self, audio):
         return [np.array([3, 3, 0], np.int32) for _ in audio]
-
-    def transcribe(self, audio, language):
-        return [f"{language}: {len(clip)} samples" for clip in audio]
 
 
 @pytest.fixture(scope="module")
@@ -121,46 +117,6 @@ class TestGenerateCommand:
         assert code == 2 and "--speech-tokenizer" in printed.err and printed.err.count("\n") == 1
         code, printed = self.run(capsys, "--model", tmp_path / "none", "--prompt", "x")
         assert code == 2 and "expected a model folder" in printed.err and printed.err.count("\n") == 1
-
-
-class TestTranscribeCommand:
-    @pytest.fixture(autouse=True)
-    def speech_tokenizer(self, monkeypatch):
-        monkeypatch.setattr(transcribe.SpeechTokenizer, "from_pretrained", lambda _, batch_size: Ears())
-
-    @pytest.fixture
-    def clips(self, tmp_path):
-        folder = tmp_path / "clips"
-        folder.mkdir()
-        for number in range(3):
-            soundfile.write(folder / f"{number}.wav", np.full(1000 + number, 0.1), 16000)
-        return folder
-
-    def run(self, *arguments):
-        with pytest.raises(SystemExit) as exit:
-            transcribe.main(["--model", "ears", *map(str, arguments)])
-        return exit.value.code
-
-    def test_lines_in_order(self, clips, capsys):
-        assert self.run("--batch-size", 2, clips) == 0
-        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert rows == [{"path": str(clips / f"{n}.wav"), "text": f"en: {1000 + n} samples"} for n in range(3)]
-
-    def test_bad_files_are_recorded(self, clips, tmp_path):
-        (clips / "1.wav").write_bytes(b"no audio")
-        assert self.run("--language", "vi", "--output", tmp_path / "out.jsonl", clips) == 1
-        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-        assert [row["path"] for row in rows] == [str(clips / f"{n}.wav") for n in range(3)]
-        assert "1.wav" in rows[1]["error"] and "text" not in rows[1]
-        assert rows[2]["text"] == "vi: 1002 samples"
-
-    def test_existing_output_and_missing_paths_are_refused(self, clips, tmp_path, capsys):
-        (tmp_path / "out.jsonl").write_text("mine")
-        assert self.run("--output", tmp_path / "out.jsonl", clips) == 2
-        assert (tmp_path / "out.jsonl").read_text() == "mine"
-        assert self.run(tmp_path / "none.wav") == 2
-        assert "none.wav: no such file" in capsys.readouterr().err
-        assert self.run("--batch-size", 0, clips) == 2
 
 
 class TestListAudio:

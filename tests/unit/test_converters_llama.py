@@ -485,7 +485,7 @@ def test_command_refusals_are_one_line_and_exit_code_2(hf_folders, tmp_path, cap
     for arguments, message in [
         (("import", hf_folders["llama"], tmp_path / "taken"), "exists already"),
         (("import", tmp_path / "absent", tmp_path / "model"), "no such file or folder"),
-        (("import", tmp_path / "file", tmp_path / "model"), "a file found"),
+        (("import", tmp_path / "file", tmp_path / "model"), "expected a PyTorch file"),
         (("import", tmp_path, tmp_path / "model"), "no config.json in it"),
         (("import", tmp_path / "taken", tmp_path / "model"), "model_type 'bert' found"),
         (("export", hf_folders["llama"], tmp_path / "model"), "language_model as hf found"),

@@ -25,6 +25,7 @@ NANO = QuantizerConfig(
     vq_codes=24,
     mask_code=24,
     num_quantizers=1,
+    fsq_levels=None,
     codebook_dim=8,
     downsample=2,
     downsampling="mean",
@@ -174,7 +175,7 @@ def residual_vq(config):
     )
     randomized(torch, model)
     ours = fresh(config)
-    set_weights(ours, residual_vq_weights(arrays(model), config.num_quantizers))
+    set_weights(ours, residual_vq_weights(arrays(model), config))
     return torch, model, ours
 
 
@@ -214,7 +215,7 @@ def test_training_updates_equal_the_package(quantizers):
         np.testing.assert_array_equal(codes, expected_codes)
         np.testing.assert_allclose(commitment, losses.mean().item(), atol=1e-5)
         np.testing.assert_allclose(ours_x, x.grad, atol=1e-5)
-    expected = residual_vq_weights(arrays(model), quantizers)
+    expected = residual_vq_weights(arrays(model), config)
     for name in STATES:
         found = buffers["codebook"][name][...]
         np.testing.assert_allclose(found, expected[f"codebook.{name}"], atol=1e-5, err_msg=name)

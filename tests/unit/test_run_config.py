@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.training.run_config import claim_workdir, load, parse_argument
+from ichigo_jax.training.run_config import check_workdir, claim_workdir, load, parse_argument
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "nano_speech_tokenizer.py")
@@ -61,11 +61,12 @@ def test_every_config_file_describes_a_valid_run():
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
     config = load(CONFIG, [])
+    check_workdir(tmp_path / "run", config)
     claim_workdir(tmp_path / "run", config)
-    claim_workdir(tmp_path / "run", config)
+    check_workdir(tmp_path / "run", config)
     elsewhere = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=2))
-    claim_workdir(tmp_path / "run", elsewhere)
+    check_workdir(tmp_path / "run", elsewhere)
     other = dataclasses.replace(config, seed=1, train=dataclasses.replace(config.train, steps=5))
     with pytest.raises(InputError, match=r"another config started this workdir \(seed was 0, now 1; train.steps was"):
-        claim_workdir(tmp_path / "run", other)
+        check_workdir(tmp_path / "run", other)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0

@@ -4,7 +4,6 @@ import dataclasses
 import sys
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from reference_weights import filled, jitted, quantizer_weights, set_weights, wh
 from ichigo_jax import SpeechTokenizer, configuration
 from ichigo_jax.audio.decode import AudioError
 from ichigo_jax.errors import InputError
-from ichigo_jax.inference.whisper_decoding import greedy
+from ichigo_jax.inference import speech_tokenizer
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.modules import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
@@ -46,6 +45,7 @@ NANO = SpeechTokenizerConfig(
         vq_codes=24,
         mask_code=24,
         num_quantizers=1,
+        fsq_levels=None,
         codebook_dim=8,
         downsample=2,
         downsampling="mean",
@@ -134,38 +134,6 @@ def test_codes_equal_the_originals_pipeline(monkeypatch):
     assert len(np.unique(found[0])) > 3
 
 
-def test_greedy_tokens_equal_openai_whisper():
-    torch = pytest.importorskip("torch")
-    whisper = pytest.importorskip("whisper")
-    config = dataclasses.replace(NANO.whisper, n_vocab=51865, n_text_ctx=64)
-    torch.manual_seed(0)
-    dims = {key: value for key, value in dataclasses.asdict(config).items() if key != "layer_norm_eps"}
-    reference = whisper.model.Whisper(whisper.model.ModelDimensions(**dims)).eval()
-    torch.nn.init.normal_(reference.decoder.positional_embedding, std=3.0)  # so that the answer changes from step to step
-    ours = nnx.eval_shape(lambda: SpeechTokenizerModel(dataclasses.replace(NANO, whisper=config), nnx.Rngs(0)).whisper)
-    set_weights(ours, whisper_weights(reference, config))
-    states = np.random.default_rng(0).normal(size=(3, 40, 32)).astype(np.float32)
-
-    specials = whisper.tokenizer.get_tokenizer(True, language="en", task="transcribe")
-    suppressed = [token for token in range(specials.eot + 1, config.n_vocab)]
-    options = whisper.DecodingOptions(
-        language="en", without_timestamps=True, suppress_blank=False, suppress_tokens=suppressed, sample_len=20, fp16=False
-    )
-    expected = [result.tokens for result in whisper.decode(reference, torch.tensor(states), options)]
-    prompt = jnp.array(specials.sot_sequence_including_notimestamps)
-    never = jnp.arange(config.n_vocab) > specials.eot
-    graphdef, state = nnx.split(ours.decoder)
-    decode = jax.jit(
-        lambda state, states: greedy(
-            nnx.merge(graphdef, state), states, prompt, jnp.int32(specials.eot), never, jnp.array([True, True, False]), 20
-        )
-    )
-    found = np.asarray(decode(state, states))
-    assert len(expected[0]) == 20 and len(set(expected[0])) > 5
-    assert found[:2].tolist() == expected[:2]
-    assert (found[2] == specials.eot).all(), "rows that only fill the batch have no answer"
-
-
 # ---- batches, lengths, folders ---------------------------------------------------------------------------------------
 
 
@@ -185,7 +153,7 @@ def test_long_clips_lose_nothing(tokenizer):
     clip[10_000:10_600] = 0.0  # quiet near the first mark, two thirds of a context: 8533
     (codes,) = tokenizer.encode([clip])
     assert len(codes) == len(clip) // CODE
-    pieces = [piece for _, piece in tokenizer._pieces([clip], CONTEXT / 16000)]
+    pieces = [piece.samples for piece in tokenizer._pieces([clip], CONTEXT / 16000)]
     assert len(pieces) > 5 and max(map(len, pieces)) <= CONTEXT
     np.testing.assert_array_equal(np.concatenate(pieces), clip)
     np.testing.assert_array_equal(np.concatenate(tokenizer.encode(pieces)), codes)
@@ -245,23 +213,55 @@ def test_transcribe_is_the_decoders_greedy_answer(tokenizer, model):
     text, length = tokenizer.text, NANO.whisper.n_text_ctx
     states = jnp.asarray(tokenizer.dequantize(tokenizer.encode(clips[:2]))[:1])
     decode = jitted(model.whisper.decoder, "__call__")
-    ids = list(text.prompt)
-    while len(ids) < length and ids[-1] != text.end:
+    prompt, answer = list(text.prompt), []
+    while len(answer) < length // 2 and text.end not in answer:
+        ids = prompt + answer
         logits = np.array(decode(np.pad([ids], ((0, 0), (0, length - len(ids)))), states)[0, len(ids) - 1])
-        logits[[*text.never, *range(text.size, NANO.whisper.n_vocab)]] = -np.inf
-        ids.append(int(logits.argmax()))
-    assert text.decode(ids[len(text.prompt) :]) == texts[0]
+        logits[[*text.out_of_place, *text.non_speech, *range(text.size, NANO.whisper.n_vocab)]] = -np.inf
+        if not answer:
+            logits[list(text.blank)] = -np.inf
+        answer.append(int(logits.argmax()))
+    assert text.decode(answer) == texts[0]
+
+
+def test_mixed_lengths_compile_two_programs(model):
+    tokenizer = SpeechTokenizer(model, NANO, None, batch_size=4)
+    compiled = speech_tokenizer._tokenize._cache_size()
+    random = np.random.default_rng(0)
+    clips = [noise(seed, int(random.integers(1, 3 * CONTEXT))) for seed in range(30)]
+    found = list(tokenizer.encode_each(iter(clips)))
+    assert [len(codes) for codes in found] == [NANO.code_count(len(clip)) for clip in clips]
+    assert speech_tokenizer._tokenize._cache_size() - compiled <= 2  # full batches and the last one
+
+
+def test_clips_are_read_a_few_ahead_only(tokenizer):
+    taken = []
+
+    def clips():
+        for seed in range(200):
+            taken.append(seed)
+            yield noise(seed, 640)
+
+    codes = tokenizer.encode_each(clips())
+    next(codes)
+    assert len(taken) < 100
+    codes.close()
 
 
 def test_prompts(text_folder):
     text = WhisperText.from_folder(text_folder)
     names = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     assert text.prompt == [text._tokenizer.special_id(name) for name in names]
-    assert set(text.never) == set(text.prompt)
+    assert set(text.out_of_place) == {text.prompt[0], text.prompt[2]}
+    assert text.languages == {"en": text.prompt[1]} and text.no_speech is text.previous is None
     assert text.decode([*text.encode(" turn on"), text.end, *text.encode("off")]) == "turn on"
     assert text.decode([*text.prompt, *text.encode("<|en|>")]) == "<|en|>", "spelled by the speaker, so it stays"
+    assert set(text.encode("(")) <= set(text.non_speech)
+    assert not set(text.encode(" two–four")) & set(text.non_speech), "bytes that other signs are made of"
     with pytest.raises(InputError, match="language 'vi' found"):
         text.prompt_in("vi")
+    with pytest.raises(InputError, match="translate"):
+        text.prompt_in("en", "translate")
 
 
 def test_english_only_models_get_no_language_or_task():
@@ -308,6 +308,8 @@ def test_what_cannot_be_used_is_refused(model, folder, text_folder, tmp_path):
         SpeechTokenizer.from_pretrained(folder, dtype="float16")
     with pytest.raises(InputError, match="expected a model folder"):
         SpeechTokenizer.from_pretrained(tmp_path / "none")
+    with pytest.raises(InputError, match="batch size 0"):
+        SpeechTokenizer(model, NANO, None, batch_size=0)
     small = dataclasses.replace(NANO, whisper=dataclasses.replace(NANO.whisper, n_vocab=200))
     with pytest.raises(InputError, match="n_vocab 200"):
         SpeechTokenizer(model, small, WhisperText.from_folder(text_folder))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.training.losses import count_targets, cross_entropy_sums
@@ -18,6 +19,8 @@ from ichigo_jax.training.stop import StopSignals
 def optimizer_config(**changes):
     values = {
         "learning_rate": 0.1,
+        "linear_rate_width": None,
+        "embedding_rate": 1.0,
         "warmup_steps": 10,
         "warmup_from": 0.0,
         "decay": "cosine",
@@ -43,7 +46,10 @@ def test_schedule_warms_up_peaks_and_ends_where_told():
 def test_weight_decay_leaves_norms_and_biases_alone():
     params = {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3)), "scale": jnp.ones(3)}
     axes = {"kernel": ("layers", "embed", "ffn"), "bias": ("layers", "ffn"), "scale": ("norm",)}
-    optimizer = make_optimizer(optimizer_config(warmup_steps=0), 100, axes)
+    model = nnx.Module()
+    for name, value in params.items():
+        setattr(model, name, nnx.Param(value, axes=axes[name]))
+    optimizer = make_optimizer(optimizer_config(warmup_steps=0), 100, model)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     assert float(updates["kernel"][0, 0, 0]) == pytest.approx(-0.1 * 0.5)
