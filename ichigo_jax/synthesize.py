@@ -1,6 +1,6 @@
 """Makes a corpus of spoken requests with text answers: real audio, from espeak-ng.
 
-    python -m ichigo_jax.synthesize --output runs/corpus --utterances 6000 --heldout-sentences 100 --seed 0
+    python -m ichigo_jax.synthesize --output runs/corpus --utterances 9000 --heldout-sentences 100 --seed 0
 
 Writes ``train.jsonl``, ``heldout.jsonl`` (sentences that training never has, by training's voices),
 ``heldout_voice.jsonl`` (the same sentences by a voice that training never has), the clips in ``audio/`` (16-bit WAV,
@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
+import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +37,26 @@ TRAINING_VOICES = [
     Voice("american man", "en-us", "", rate_wpm=190, pitch=50),
     Voice("american woman", "en-us", "f2", rate_wpm=190, pitch=50),
     Voice("english man", "en-gb-x-rp", "m3", rate_wpm=190, pitch=45),
+    Voice("english woman", "en-gb-x-rp", "f3", rate_wpm=190, pitch=50),
     Voice("scottish woman", "en-gb-scotland", "f4", rate_wpm=190, pitch=55),
+    Voice("northern man", "en-gb-x-gbclan", "m1", rate_wpm=190, pitch=45),
 ]
-HELDOUT_VOICE = Voice("english woman", "en-gb-x-rp", "belinda", rate_wpm=190, pitch=50)
+HELDOUT_VOICE = Voice("another english woman", "en-gb-x-rp", "belinda", rate_wpm=190, pitch=50)
 RATE_SPREAD = 0.12  # of the voice's rate, either way
 PITCH_SPREAD = 12  # of espeak-ng's 0 to 99, either way
+CHUNK = 32  # clips that a process is handed at a time
 
-FULL = {"utterances": 6000, "heldout_sentences": 100}
+FULL = {"utterances": 9000, "heldout_sentences": 100}
 SMOKE = {"utterances": 240, "heldout_sentences": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One clip to make: where, what is said, and by whom; speed and pitch of the voice are the clip's own."""
+
+    path: str
+    request: Request
+    voice: Voice
 
 
 def split_requests(heldout_sentences: int, seed: int) -> tuple[list[Request], list[Request]]:
@@ -86,30 +102,42 @@ def write_corpus(output: Path, utterances: int, heldout_sentences: int, seed: in
         "heldout_voice": (heldout, [HELDOUT_VOICE]),
     }
     rng = random.Random(seed)
+    clips = {
+        name: [
+            Clip(f"audio/{name}-{index:05d}.wav", request, _varied(rng.choice(voices), rng)) for index, request in enumerate(said)
+        ]
+        for name, (said, voices) in sets.items()
+    }
     rows = {}
-    with storage.whole(output) as folder, tqdm(total=utterances + 2 * heldout_sentences, desc="speaking", unit="clip") as bar:
+    # Processes, since the engine speaks with one voice at a time in each; spawned, since a fork would share its threads.
+    pool = ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+    with storage.whole(output) as folder, pool, tqdm(total=sum(map(len, clips.values())), desc="speaking", unit="clip") as bar:
         (folder / "audio").mkdir(parents=True)
-        for name, (said, voices) in sets.items():
+        for name, planned in clips.items():
             rows[name] = []
-            for index, request in enumerate(said):
-                rows[name].append(_speak(folder, f"audio/{name}-{index:05d}.wav", request, rng.choice(voices), rng))
+            for row in pool.map(functools.partial(_speak, folder), planned, chunksize=CHUNK):
+                rows[name].append(row)
                 bar.update()
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[name]]
             (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         storage.write_json(folder / "corpus.json", _summary(rows, seed))
 
 
-def _speak(folder: Path, path: str, request: Request, voice: Voice, rng: random.Random) -> dict[str, Any]:
-    """Speaks one request at a speed and pitch drawn around the voice's own, writes the clip, returns its row."""
-    varied = dataclasses.replace(
+def _varied(voice: Voice, rng: random.Random) -> Voice:
+    """The voice at a speed and pitch drawn around its own."""
+    return dataclasses.replace(
         voice,
         rate_wpm=round(voice.rate_wpm * rng.uniform(1 - RATE_SPREAD, 1 + RATE_SPREAD)),
         pitch=round(voice.pitch + rng.uniform(-PITCH_SPREAD, PITCH_SPREAD)),
     )
-    samples = synthesize(request.text, varied)
-    soundfile.write(folder / path, samples, SAMPLE_RATE, subtype="PCM_16")
+
+
+def _speak(folder: Path, clip: Clip) -> dict[str, Any]:
+    """Speaks one clip, writes it, returns its row."""
+    samples = synthesize(clip.request.text, clip.voice)
+    soundfile.write(folder / clip.path, samples, SAMPLE_RATE, subtype="PCM_16")
     seconds = round(len(samples) / SAMPLE_RATE, 4)
-    return {"path": path, "seconds": seconds, **dataclasses.asdict(request), "voice": voice.name}
+    return {"path": clip.path, "seconds": seconds, **dataclasses.asdict(clip.request), "voice": clip.voice.name}
 
 
 def _summary(rows: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Several processes as one program: joining the others, wherever the launcher put them."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+from collections.abc import Mapping
+
+import jax
+
+from ichigo_jax.errors import InputError
+
+# What tells that a launcher started several processes, and that JAX can ask the same launcher for the rest.
+_COUNTS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+_POD_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_SLICES = "MEGASCALE_COORDINATOR_ADDRESS"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--coordinator``, ``--processes`` and ``--process-id``, for launchers that tell a process nothing."""
+    group = parser.add_argument_group(
+        "several processes", "found out on TPU pods, under SLURM, Open MPI and GKE; elsewhere all three are needed"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's address, a free port")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def join(arguments: argparse.Namespace) -> None:
+    """Joins the other processes, before anything else asks JAX for devices; alone, does nothing.
+
+    Raises:
+      InputError: some of the three flags without the others, or numbers that make no sense.
+    """
+    flags = (arguments.coordinator, arguments.processes, arguments.process_id)
+    if all(flag is None for flag in flags):
+        if launcher(os.environ) is not None:
+            jax.distributed.initialize()
+        return
+    if any(flag is None for flag in flags):
+        raise InputError("--coordinator, --processes and --process-id: some found, expected all three or none")
+    coordinator, processes, process_id = flags
+    if processes < 1 or not 0 <= process_id < processes:
+        raise InputError(f"--processes {processes} --process-id {process_id}: expected an id from 0 to one less than processes")
+    jax.distributed.initialize(coordinator, processes, process_id)
+
+
+def launcher(environment: Mapping[str, str]) -> str | None:
+    """What started several processes and can tell JAX of them: "SLURM", "Open MPI", "TPU pod", or None.
+
+    A single TPU VM of a pod does not know from its environment that there are others; JAX asks the metadata server.
+    """
+    for name, variable in _COUNTS.items():
+        if environment.get(variable, "1") not in ("", "1"):
+            return name
+    if _SLICES in environment or any("," in environment.get(variable, "") for variable in _POD_LISTS):
+        return "TPU pod"
+    on_tpu_vm = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and "tpu" in environment.get(
+        "JAX_PLATFORMS", "tpu"
+    )
+    return "TPU pod" if on_tpu_vm and "TPU_SKIP_MDS_QUERY" not in environment else None

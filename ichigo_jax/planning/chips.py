@@ -1,0 +1,92 @@
+"""Chips and slices by name.
+
+Figures of one chip: "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/tpus/) for TPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ichigo_jax.errors import InputError
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      memory: bytes of main memory.
+      flops: bfloat16 operations a second at most.
+      bandwidth: bytes a second of main memory.
+      interconnect: bytes a second that a chip can send to its neighbours, all links together.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    interconnect: float
+
+
+CHIPS = {
+    "v5e": Chip(16 * GIB, 1.97e14, 8.1e11, 4 * 4.5e10),
+    "v5p": Chip(95 * GIB, 4.59e14, 2.8e12, 6 * 9e10),
+    "v6e": Chip(32 * GIB, 9.2e14, 1.6e12, 4 * 9e10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      name: as the user gave it.
+      devices: of that many processes' machines, real or not.
+      chip: what one of them is; None where its figures are not known.
+    """
+
+    name: str
+    devices: Sequence[jax.Device]
+    chip: Chip | None
+
+
+def topology(name: str) -> Topology:
+    """``v5p:2x2x4``, ``v5e:4x4``, ``v6e:4x4``: a TPU slice that need not be there; ``cpu:8``, ``gpu:1``: devices of this machine.
+
+    Raises:
+      InputError: an unknown chip or shape, no TPU compiler, fewer devices than asked for.
+    """
+    chip, _, shape = name.partition(":")
+    if chip in CHIPS:
+        return Topology(name, _tpu_devices(chip, shape, name), CHIPS[chip])
+    if chip not in ("cpu", "gpu") or not shape.isdigit():
+        raise InputError(f"--topology {name}: expected one of {', '.join(CHIPS)} with a shape (v5e:4x4), cpu:N or gpu:N")
+    try:
+        devices = jax.devices(chip)
+    except RuntimeError:
+        devices = []
+    if len(devices) < int(shape):
+        hint = f"; start with XLA_FLAGS=--xla_force_host_platform_device_count={shape}" if chip == "cpu" else ""
+        raise InputError(f"--topology {name}: {len(devices)} devices found{hint}")
+    return Topology(name, devices[: int(shape)], None)
+
+
+def _tpu_devices(chip: str, shape: str, name: str) -> Sequence[jax.Device]:
+    try:
+        import libtpu  # the package only holds the compiler's library
+    except ImportError:
+        raise InputError(f"--topology {name}: the TPU compiler was not found; run: pip install libtpu") from None
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server for the TPU that is not there
+    os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(libtpu.__file__).parent / "libtpu.so"))
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # the compiler's own exceptions have no common type
+        raise InputError(f"--topology {name}: the TPU compiler refuses {shape!r}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,131 @@
+"""What a step costs, counted on programs whose costs are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import make_mesh
+from ichigo_jax.parallel.hosts import launcher
+from ichigo_jax.planning import chips
+from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.planning.hlo import Program
+
+L, B, D, F = 5, 16, 32, 64
+
+
+def layers(weights, x):
+    def layer(x, pair):
+        return x + jnp.tanh(x @ pair[0]) @ pair[1], None
+
+    return jax.lax.scan(jax.checkpoint(layer), x, weights)[0]
+
+
+def arrays():
+    return (jnp.zeros((L, D, F)), jnp.zeros((L, F, D))), jnp.zeros((B, D))
+
+
+def test_scanned_layers_count_as_often_as_they_run():
+    forward = L * 2 * (2 * B * D * F)
+    assert count_flops(layers, *arrays()) == forward
+    gradient = jax.grad(lambda weights, x: layers(weights, x).sum(), argnums=(0, 1))
+    # Two products a weight backwards, and of what is computed anew the first product alone is needed.
+    assert count_flops(gradient, *arrays()) == forward + 2 * forward + forward / 2
+
+
+def test_convolutions_and_branches():
+    x, kernel = jnp.zeros((2, 10, 4)), jnp.zeros((3, 4, 6))
+    convolve = lambda x, kernel: jax.lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    assert count_flops(convolve, x, kernel) == 2 * (2 * 10 * 6) * 3 * 4
+    chosen = lambda flag, x: jax.lax.cond(flag, lambda x: x @ x, lambda x: x, x)  # noqa: E731
+    assert count_flops(chosen, True, jnp.zeros((8, 8))) == 2 * 8**3
+
+
+def compiled(axis):
+    """The gradient of the layers, weights split over ``axis`` and the batch over the eight devices."""
+    mesh = make_mesh({axis: 8})
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    weights, x = arrays()
+    given = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=split), weights)
+    step = jax.jit(jax.grad(lambda weights, x: layers(weights, x).sum()), out_shardings=(split, split))
+    return Program(step.lower(given, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)).compile().as_text())
+
+
+def test_data_parallel_gradients_are_reduced_once():
+    moved = compiled("data").collective_bytes()
+    gradients = 2 * L * D * F * 4
+    assert moved.keys() == {"all-reduce"}
+    assert moved["all-reduce"] == pytest.approx(2 * gradients * 7 / 8, rel=0.01)
+
+
+def test_split_weights_are_gathered_in_every_layer():
+    program = compiled("fsdp")
+    assert program.unknown_trips == 0
+    moved = program.collective_bytes()
+    weights = 2 * L * D * F * 4
+    # Once forwards and once backwards in each of the layers; so small, a few activations are cheaper to move instead.
+    assert 1.5 * weights <= moved["all-gather"] <= 2 * weights
+    assert sum(moved.values()) <= 5 * weights
+    assert program.memory_bytes() > weights
+
+
+COUNTED = """HloModule counted
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %moved = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %out = (s32[], f32[4]{0}) tuple(%next, %moved)
+}
+%test (q: (s32[], f32[4])) -> pred[] {
+  %q = (s32[], f32[4]{0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %end = s32[] constant(11)
+  ROOT %more = pred[] compare(%j, %end), direction=LT
+}
+ENTRY %main (x0: f32[4]) -> f32[4] {
+  %x0 = f32[4]{0} parameter(0)
+  %start = s32[] constant(1)
+  %state = (s32[], f32[4]{0}) tuple(%start, %x0)
+  %loop = (s32[], f32[4]{0}) while(%state), condition=%test, body=%body
+  %all = f32[8]{0:T(8)S(1)} all-gather(%x0), replica_groups=mesh['a'=2] {'a'}, dimensions={0}
+  ROOT %result = f32[4]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_turns_of_a_loop_that_only_its_condition_tells():
+    program = Program(COUNTED)
+    # 1, 3, 5, 7, 9: five turns of sixteen bytes; and half of the gathered 32 bytes from the other device.
+    assert program.collective_bytes() == {"collective-permute": 5 * 16, "all-gather": 16}
+    assert program.unknown_trips == 0
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:8", "cpu:x", "cpu:9999", ""])
+def test_topologies_that_are_none(name):
+    with pytest.raises(InputError, match=f"--topology {name}"):
+        chips.topology(name)
+
+
+def test_devices_of_this_machine():
+    found = chips.topology("cpu:8")
+    assert len(found.devices) == 8 and found.chip is None
+    assert np.isfinite([chip.flops for chip in chips.CHIPS.values()]).all()
+
+
+def test_launchers_are_told_by_their_environment():
+    off = {"JAX_PLATFORMS": "cpu"}
+    assert launcher(off) is None
+    assert launcher({**off, "SLURM_STEP_NUM_TASKS": "4"}) == "SLURM"
+    assert launcher({**off, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert launcher({**off, "OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
+    assert launcher({**off, "TPU_WORKER_HOSTNAMES": "a,b"}) == "TPU pod"
+    assert launcher({**off, "TPU_WORKER_HOSTNAMES": "a"}) is None
+    assert launcher({**off, "MEGASCALE_COORDINATOR_ADDRESS": "a:1"}) == "TPU pod"
