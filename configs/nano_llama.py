@@ -4,8 +4,9 @@
     python -m ichigo_jax.train --config configs/nano_llama.py:instruct --workdir runs/quickstart/language_model
 
 `pretrain` learns to continue sound tokens; `instruct` goes on from it with spoken requests and their answers, and with
-transcriptions. `,smoke` makes it a few steps of a still smaller model; `,root=DIR` is where the sound tokens, the text
-tokenizers and the first stage are.
+transcriptions. `,lora` has it go on by an adapter of rank 16 on all linear layers, with embedding and head in full. `,smoke`
+makes it a few steps of a still smaller model; `,root=DIR` is where the sound tokens, the text tokenizers and the first stage
+are.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -14,7 +15,7 @@ from ichigo_jax.training.run_config import parse_argument
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    options = parse_argument(argument, stage="pretrain", smoke=False, root="runs/quickstart")
+    options = parse_argument(argument, stage="pretrain", lora=False, smoke=False, root="runs/quickstart")
     root, instruct = options.root, options.stage == "instruct"
     tokens = f"{root}/tokens/train.parquet"
     config = ConfigDict(
@@ -95,6 +96,9 @@ def get_config(argument: str = "") -> ConfigDict:
         )
         config.objective.predict = "answers"
         config.train.steps = 1400
+        if options.lora:
+            adapter = {"rank": 16, "alpha": 32.0, "rslora": False, "targets": ("all",), "train_also": ("embedding", "lm_head")}
+            config.model = {"base_dtype": "float32", "adapter": adapter}
     elif options.smoke:
         config.model.llama.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
     if options.smoke:

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converters import codebook, engine, foreign, language_model, quantizer, speech_tokenizer, whisper
+from converters import codebook, engine, foreign, language_model, lora, quantizer, speech_tokenizer, whisper
 from converters.recognise import Recognised, recognise
 from ichigo_jax import errors
 
 EXPORTS = {
-    language_model.KIND: ("hf",),
+    language_model.KIND: ("hf", "peft"),
     whisper.KIND: whisper.EXPORTS,
     speech_tokenizer.KIND: (*speech_tokenizer.EXPORTS, *whisper.EXPORTS),
 }
@@ -24,9 +24,14 @@ def run_import(arguments: argparse.Namespace) -> None:
     print(f"recognised: {_name(found)}")
     if found.kind != speech_tokenizer.KIND and (arguments.whisper or arguments.set):
         raise errors.InputError(f"--whisper or --set with {_name(found)} found, expected them with a quantiser only")
-    if found.kind == language_model.KIND:
-        if arguments.tokenizer:
-            raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
+    if found.format != "peft" and arguments.base:
+        raise errors.InputError(f"--base with {_name(found)} found, expected it with an adapter only")
+    if found.kind == language_model.KIND and arguments.tokenizer:
+        raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
+    if found.format == "peft":
+        _import_adapter(found, arguments)
+        notes = []
+    elif found.kind == language_model.KIND:
         language_model.import_hf(found.path, arguments.target, arguments.dtype)
         notes = []
     elif found.kind == whisper.KIND:
@@ -48,6 +53,14 @@ def run_import(arguments: argparse.Namespace) -> None:
     print(f"written: {arguments.target}")
 
 
+def _import_adapter(found: Recognised, arguments: argparse.Namespace) -> None:
+    if arguments.base is None:
+        raise errors.InputError(f"{found.path}: an adapter without its base model found; give that by --base, a model folder")
+    if arguments.dtype:
+        raise errors.InputError(f"--dtype with {_name(found)} found; the base's dtypes are kept, cast when that is imported")
+    lora.import_peft(found.path, arguments.base, arguments.target)
+
+
 def run_export(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     if found.format != "model folder" or found.kind not in EXPORTS:
@@ -55,8 +68,12 @@ def run_export(arguments: argparse.Namespace) -> None:
     format = arguments.format or _default_format(found)
     if format not in EXPORTS[found.kind]:
         raise errors.InputError(f"--format {format} found, expected one of {', '.join(EXPORTS[found.kind])} for a {found.kind}")
+    if format != "peft" and arguments.base:
+        raise errors.InputError(f"--base with --format {format} found, expected it with --format peft only")
     print(f"recognised: {_name(found)}")
-    if found.kind == language_model.KIND:
+    if format == "peft":
+        lora.export_peft(found.path, arguments.target, arguments.base)
+    elif found.kind == language_model.KIND:
         difference = language_model.export_hf(found.path, arguments.target)["export_max_abs_logit_diff"]
         if difference is None:
             print("not compared with transformers: torch or transformers is not installed")
@@ -78,7 +95,9 @@ def _default_format(found: Recognised) -> str:
 def run_inspect(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     lines = {"format": found.format, "kind": found.kind}
-    if found.kind == language_model.KIND:
+    if found.format == "peft":
+        lines |= lora.describe(found.path)
+    elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format)
     elif found.kind == whisper.KIND:
         lines |= whisper.describe(whisper.open_source(found))
@@ -125,11 +144,12 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         metavar="SRC",
         type=Path,
-        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), OpenAI's Whisper (.pt), WhisperSpeech (.model) or Ichigo "
-        "(.pth, .ckpt)",
+        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, OpenAI's Whisper (.pt), "
+        "WhisperSpeech (.model) or Ichigo (.pth, .ckpt)",
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")
+    importing.add_argument("--base", metavar="DIR", type=Path, help="the model folder that a PEFT adapter was trained on")
     importing.add_argument("--dtype", choices=[*engine.IMPORT_DTYPES], help="cast the weights (default: as they are)")
     importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
     importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
@@ -142,8 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--format",
         choices=sorted({format for formats in EXPORTS.values() for format in formats}),
         help="default: the one that the model was imported from, else hf (ichigo for a speech tokenizer); "
-        "hf and openai write a speech tokenizer's Whisper",
+        "hf and openai write a speech tokenizer's Whisper, peft the adapter that a language model was trained with",
     )
+    exporting.add_argument("--base", metavar="NAME", help="what a PEFT folder calls its base model")
     exporting.set_defaults(run=run_export)
 
     inspecting = commands.add_parser("inspect", help="say what a folder or file holds")

@@ -98,7 +98,7 @@ def import_hf(source: Path, target: Path, dtype: str | None) -> None:
             "source": source.resolve().name,
             "source_format": "hf",
             "source_sha256": {file.name: sha256(file) for file in [source / "config.json", *files]},
-            **_speech_tokenizer_of(source),
+            **speech_tokenizer_of(source),
         }
         with tempfile.TemporaryDirectory() as companions:
             copy_files(COMPANIONS, source, Path(companions))
@@ -160,7 +160,7 @@ def export_hf(source: Path, target: Path, shard_bytes: int = safetensors_files.S
         provenance = {
             "source": source.resolve().name,
             "source_format": "model folder",
-            **_speech_tokenizer_of(source),
+            **speech_tokenizer_of(source),
             "export_max_abs_logit_diff": compare_logits(partial, config, state),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         }
@@ -285,7 +285,7 @@ def _special_ids(folder: Path, config: LanguageModelConfig) -> dict[str, Any]:
     return ids
 
 
-def _speech_tokenizer_of(folder: Path) -> dict[str, Any]:
+def speech_tokenizer_of(folder: Path) -> dict[str, Any]:
     """The fingerprint of the speech tokenizer that the model was trained with, where the folder records one."""
     file = folder / "provenance.json"
     key = "speech_tokenizer_fingerprint"

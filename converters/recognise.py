@@ -12,7 +12,7 @@ from converters.llama import ARCHITECTURES
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
 
-Format = Literal["model folder", "hf", "openai", "whisperspeech", "ichigo"]
+Format = Literal["model folder", "hf", "peft", "openai", "whisperspeech", "ichigo"]
 HF_KINDS = {**dict.fromkeys(ARCHITECTURES, "language_model"), "whisper": "whisper"}
 
 
@@ -21,7 +21,7 @@ class Recognised:
     """Attributes:
 
     path: the folder or file.
-    format: "model folder" (ours), "hf" (a Hugging Face folder), or whose PyTorch file it is.
+    format: "model folder" (ours), "hf" (a Hugging Face folder), "peft" (an adapter of one), or whose PyTorch file it is.
     kind: which model, as a model folder's ``config.json`` calls it.
     contents: of a PyTorch file.
     """
@@ -44,6 +44,8 @@ def recognise(path: Path) -> Recognised:
 
 
 def _folder(path: Path) -> Recognised:
+    if (path / "adapter_config.json").exists():  # trainers put the base's config.json beside it
+        return Recognised(path, "peft", "language_model")
     if not (path / "config.json").exists():
         raise InputError(f"{path}: no config.json in it, expected a Hugging Face folder or a model folder")
     values = read_json(path / "config.json")

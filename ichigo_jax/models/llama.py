@@ -19,6 +19,7 @@ from flax import nnx
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import attention, causal_mask
 from ichigo_jax.models.modules import (
+    Adaptable,
     Remat,
     RMSNorm,
     normal,
@@ -174,7 +175,7 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     return ((1 - blend) * frequencies / scaling.factor + blend * frequencies).astype(np.float32)
 
 
-class SelfAttention(nnx.Module):
+class SelfAttention(Adaptable):
     """Grouped-query attention with rotary positions. [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
@@ -192,18 +193,18 @@ class SelfAttention(nnx.Module):
 
     def queries_keys_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H]; queries and keys rotated to their positions."""
-        q = project(x, self.q[...])
-        k = project(x, self.k[...])
-        v = project(x, self.v[...])
+        q = self.linear("q", x)
+        k = self.linear("k", x)
+        v = self.linear("v", x)
         if self.has_bias:
             q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, heads: jax.Array) -> jax.Array:
-        return project(heads, self.o[...], axes=2)
+        return self.linear("o", heads, axes=2)
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Adaptable):
     """down(silu(gate(x)) · up(x)). [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
@@ -214,7 +215,7 @@ class FeedForward(nnx.Module):
         self.down = param(rngs, init, (F, D), ("ffn", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])
+        return self.linear("down", jax.nn.silu(self.linear("gate", x)) * self.linear("up", x))
 
 
 class Block(nnx.Module):

@@ -43,6 +43,16 @@ def linear_param(
     return declared.replace(fan_in=fan_in)
 
 
+def freeze(parameter: nnx.Param) -> None:
+    """Declares that a parameter is not trained (``training.state.split``)."""
+    parameter.set_metadata(frozen=True)
+
+
+def is_frozen(variable: nnx.Variable) -> bool:
+    """Whether a variable was declared so by ``freeze``."""
+    return variable.get_metadata().get("frozen", False)
+
+
 def normal(std: float) -> Initializer:
     return jax.nn.initializers.normal(std)
 
@@ -103,6 +113,21 @@ def project(x: jax.Array, kernel: jax.Array, axes: int = 1, dtype: Any = None) -
     contracted = math.prod(kernel.shape[:axes])
     y = jnp.dot(x.reshape(-1, contracted), kernel.reshape(contracted, -1), preferred_element_type=dtype)
     return y.reshape(*x.shape[:-axes], *kernel.shape[axes:])
+
+
+class Adaptable(nnx.Module):
+    """A module whose linear layers may have adapters beside their weights.
+
+    Attributes:
+      adapters: by the name of the weight, what adds to its product (``models.lora``); None where there are none.
+    """
+
+    adapters = None
+
+    def linear(self, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
+        """``project`` by the weight of that name, plus what its adapter adds."""
+        y = project(x, getattr(self, name)[...], axes)
+        return y if self.adapters is None or name not in self.adapters else y + self.adapters[name](x)
 
 
 def rotary_angles(positions: jax.Array, inverse_frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -30,6 +30,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head": None,
     "ffn": "tensor",
     "vocab": "tensor",
+    "rank": None,
     "mels": None,
     "kernel": None,
     "position": None,

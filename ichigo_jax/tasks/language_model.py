@@ -20,9 +20,11 @@ from ichigo_jax.data.loading import training_batches
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.models import lora
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
-from ichigo_jax.storage import read_json
+from ichigo_jax.models.lora import LoraConfig
+from ichigo_jax.storage import read_json, whole
 from ichigo_jax.tasks.task import Scalars
 from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
@@ -45,6 +47,19 @@ class NewModel:
     text_tokenizer: str
     vocab_multiple: int
     llama: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedModel:
+    """The model of ``init_from``, frozen, with an adapter that is trained in its stead.
+
+    Attributes:
+      base_dtype: what the frozen weights are kept in, and the merged model at the end.
+      adapter: its fields are those of ``LoraConfig``.
+    """
+
+    base_dtype: Literal["float32", "bfloat16"]
+    adapter: LoraConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +113,13 @@ class LanguageModelTask:
         self.config = config
         self.data = configuration.from_dict(LanguageData, config.data, "config.data")
         self.objective = configuration.from_dict(LanguageObjective, config.objective, "config.objective")
+        self.adapted: AdaptedModel | None = None
         if config.init_from is not None:
-            if config.model is not None:
-                raise InputError("config.model found beside config.init_from; the model folder decides, set config.model to None")
             self.tokenizer_folder = Path(config.init_from) / TOKENIZER_FOLDER
             self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
             self.model_config = load_config(config.init_from, KIND, LanguageModelConfig)
+            if config.model is not None:
+                self.adapted = _adapted_model(config.model, self.model_config)
         else:
             new = configuration.from_dict(NewModel, config.model, "config.model")
             self.tokenizer_folder = Path(new.text_tokenizer)
@@ -127,10 +143,17 @@ class LanguageModelTask:
         return Rows(examples, groups, data.length, self.tokenizer.pad_id)
 
     def make_model(self, rngs: nnx.Rngs) -> Llama:
-        return Llama(self.model_config, rngs)
+        model = Llama(self.model_config, rngs)
+        if self.adapted is not None:
+            lora.attach(model, self.adapted.adapter, self.adapted.base_dtype, rngs)
+        return model
 
     def load_model(self, folder: str, mesh: Mesh) -> Llama:
-        return load_model(folder, self.make_model, jnp.float32, mesh)
+        dtype = jnp.float32 if self.adapted is None else self.adapted.base_dtype
+        model = load_model(folder, lambda rngs: Llama(self.model_config, rngs), dtype, mesh)
+        if self.adapted is not None:
+            lora.attach(model, self.adapted.adapter, self.adapted.base_dtype, nnx.Rngs(self.config.seed), mesh)
+        return model
 
     def batches(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(rows) for rows in self._sources]
@@ -152,7 +175,7 @@ class LanguageModelTask:
         return dict(metrics)
 
     def evaluate(self, model: Llama) -> dict[str, float]:
-        language_model = LanguageModel(model, self.model_config, self.tokenizer, self.speech_tokenizer)
+        language_model = LanguageModel(self._merged(model), self.model_config, self.tokenizer, self.speech_tokenizer)
         values = {}
         for item, rows in self._evaluation:
             requests = [[{"role": "user", "content": [SoundCodes(row["tokens"])]}] for row in rows]
@@ -161,12 +184,30 @@ class LanguageModelTask:
         return values
 
     def save(self, model: Llama, folder: Path) -> None:
-        state = nnx.to_pure_dict(nnx.state(model))
+        """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
         provenance = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, **self.speech_tokenizer}
-        save_model(folder, KIND, self.model_config, state, provenance, self.tokenizer_folder)
+        with whole(folder) as partial:
+            state = nnx.to_pure_dict(nnx.state(self._merged(model)))
+            save_model(partial, KIND, self.model_config, state, provenance, self.tokenizer_folder)
+            if self.adapted is not None:
+                lora.save_adapter(partial, self.adapted.adapter, lora.trained_state(model), provenance)
+
+    def _merged(self, model: Llama) -> Llama:
+        """What training leaves: the model itself, or its adapter added to its weights."""
+        return model if self.adapted is None else lora.merged(model, self.adapted.base_dtype)
 
 
 def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfig:
     llama = configuration.from_dict(LlamaConfig, {**new.llama, "vocab_size": tokenizer.size}, "config.model.llama")
     padded = -(-tokenizer.size // new.vocab_multiple) * new.vocab_multiple
     return LanguageModelConfig(llama, tokenizer.sound, tokenizer.eos_ids, padded)
+
+
+def _adapted_model(values: Any, base: LanguageModelConfig) -> AdaptedModel:
+    if "adapter" not in values:
+        raise InputError(
+            "config.model found beside config.init_from; the model folder decides, set config.model to None or to an adapter"
+        )
+    adapted = configuration.from_dict(AdaptedModel, values, "config.model")
+    lora.check_fits(adapted.adapter, base.llama)
+    return adapted

@@ -15,7 +15,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from ichigo_jax.models.modules import Buffer
+from ichigo_jax.models.modules import Buffer, is_frozen
 from ichigo_jax.parallel import named_sharding, replicated
 
 
@@ -44,12 +44,17 @@ class TrainState:
 
 
 def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, dict]:
-    """A model as graph definition, trained parameters, frozen parameters and buffers."""
+    """A model as graph definition, trained parameters, frozen parameters and buffers.
 
-    def is_frozen(path, value) -> bool:
-        return isinstance(value, nnx.Param) and bool(frozen) and ".".join(map(str, path)).startswith(frozen)
+    Args:
+      model: some of whose parameters may be declared frozen (``modules.freeze``).
+      frozen: the others that are: those whose dotted name begins with one of these.
+    """
 
-    graphdef, stuck, params, buffers = nnx.split(model, is_frozen, nnx.Param, Buffer)
+    def is_stuck(path, value) -> bool:
+        return isinstance(value, nnx.Param) and (is_frozen(value) or ".".join(map(str, path)).startswith(frozen))
+
+    graphdef, stuck, params, buffers = nnx.split(model, is_stuck, nnx.Param, Buffer)
     return graphdef, *map(nnx.to_pure_dict, (params, stuck, buffers))
 
 

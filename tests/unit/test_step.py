@@ -45,10 +45,10 @@ def batch():
     }
 
 
-def three_steps(mesh_sizes=None, accumulation=1):
+def three_steps(mesh_sizes=None, accumulation=1, make=lambda: Llama(CONFIG, nnx.Rngs(0))):
     """Parameters and losses after three steps of plain gradient descent, whose updates are the gradients themselves."""
     optimizer = optax.sgd(0.5)
-    model = Llama(CONFIG, nnx.Rngs(0))
+    model = make()
     graphdef, *parts = split(model, ())
     state, data = make_state(*parts, optimizer), batch()
     step = make_step(task(), run_config(accumulation), graphdef, optimizer)
