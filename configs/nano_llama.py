@@ -51,8 +51,9 @@ def get_config(argument: str = "") -> ConfigDict:
             "data": {
                 "length": 176,
                 "packing": True,
+                "sound_form": "plain",
                 "speech_tokenizer": f"{root}/speech_tokenizer/model",
-                "sources": ({"path": tokens, "format": "sound", "weight": 1.0},),
+                "sources": ({"path": tokens, "format": "sound", "column": None, "request": None, "weight": 1.0},),
                 "evaluation": (),
             },
             "objective": {"predict": "all"},
@@ -88,8 +89,8 @@ def get_config(argument: str = "") -> ConfigDict:
         config.init_from = f"{root}/pretrain/model"
         config.model = None
         config.data.sources = (
-            {"path": tokens, "format": "instruction", "weight": 0.6},
-            {"path": tokens, "format": "transcription", "weight": 0.4},
+            {"path": tokens, "format": "instruction", "column": None, "request": None, "weight": 0.6},
+            {"path": tokens, "format": "transcription", "column": None, "request": "en", "weight": 0.4},
         )
         config.data.evaluation = (
             {"name": "heldout", "path": f"{root}/tokens/heldout.parquet", "limit": 64, "max_new_tokens": 32},

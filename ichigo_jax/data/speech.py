@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import soundfile
 
 from ichigo_jax.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from ichigo_jax.data.audio_files import read_manifest
+from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.errors import InputError
 
@@ -32,23 +31,6 @@ def read_transcripts(manifest: str) -> list[dict[str, Any]]:
     if missing:
         raise InputError(f"{manifest}: {len(missing)} of {len(rows)} audio files do not exist, the first is {missing[0]}")
     return rows
-
-
-class FaultLog:
-    """Remembers the clips that could not be used, each once, as JSON lines; reading goes on without them."""
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self._lock = threading.Lock()
-        self._seen: set[str] = set()
-
-    def __call__(self, clip: str, fault: str) -> None:
-        with self._lock:
-            if clip not in self._seen:
-                self._seen.add(clip)
-                if self.path is not None:
-                    with self.path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"path": clip, "error": fault}) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax import configuration
-from ichigo_jax.data.language import Format, LanguageExamples, Rows, pack, read_rows
+from ichigo_jax.data.encoded import EncodedExamples, encode_rows
+from ichigo_jax.data.faults import FaultLog
+from ichigo_jax.data.language import Rows, pack
 from ichigo_jax.data.loading import training_batches
+from ichigo_jax.data.row_files import read_first_rows
+from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
@@ -64,10 +68,18 @@ class AdaptedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A parquet file, how its rows are read (``data.language``) and how often it is drawn, relative to the others."""
+    """A data set.
+
+    Attributes:
+      path: a parquet or JSON-lines file, or a folder of them.
+      format, column, request: how its rows are read, see ``data.row_formats``.
+      weight: how often it is drawn, relative to the others.
+    """
 
     path: str
     format: Format
+    column: str | None
+    request: str | None
     weight: float
 
 
@@ -88,12 +100,14 @@ class LanguageData:
     Attributes:
       length: ids in a row.
       packing: whether several examples share a row.
+      sound_form: "plain", or "compressed": runs of equal codes become a duration and one code.
       speech_tokenizer: the model folder whose codes the data holds; its fingerprint goes into the trained model's
         provenance.
     """
 
     length: int
     packing: bool
+    sound_form: Literal["plain", "compressed"]
     speech_tokenizer: str
     sources: tuple[Source, ...]
     evaluation: tuple[EvaluationSet, ...]
@@ -127,20 +141,29 @@ class LanguageModelTask:
             self.model_config = _model_config(new, self.tokenizer)
         fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]
         self.speech_tokenizer = {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
-        self._sources = [self._rows(source) for source in self.data.sources]
-        self._evaluation = [(item, read_rows(item.path, "instruction")[: item.limit]) for item in self.data.evaluation]
+        columns = ("tokens", "answer")
+        self._evaluation = [(item, read_first_rows(item.path, columns, item.limit)) for item in self.data.evaluation]
+        encoders = [self._encoder(source) for source in self.data.sources]
+        self._sources = [self._rows(*each, workdir) for each in zip(self.data.sources, encoders)]
 
-    def _rows(self, source: Source) -> Rows:
-        data, rows = self.data, read_rows(source.path, source.format)
-        examples = LanguageExamples(rows, source.format, self.tokenizer, data.length, self.objective.predict)
-        lengths, dropped = examples.lengths()
-        if dropped.examples:
-            print(
-                f"{source.path}: {dropped.examples} of {len(examples)} cut to {data.length} ids, {dropped.ids} ids left out",
-                file=sys.stderr,
-            )
-        groups = pack(lengths, data.length, self.config.seed) if data.packing else None
-        return Rows(examples, groups, data.length, self.tokenizer.pad_id)
+    @property
+    def _compressed(self) -> bool:
+        return self.data.sound_form == "compressed"
+
+    def _encoder(self, source: Source) -> RowEncoder:
+        format = RowFormat(source.format, source.column, source.request, self._compressed)
+        return RowEncoder(format, self.tokenizer, self.data.length, self.objective.predict)
+
+    def _rows(self, source: Source, encoder: RowEncoder, workdir: Path) -> Rows:
+        first_process = jax.process_index() == 0
+        faults = FaultLog(workdir / "skipped_rows.jsonl" if first_process else None)
+        examples = encode_rows(source.path, encoder, workdir / "encoded", faults, progress=first_process)
+        length = self.data.length
+        groups = pack(examples.lengths, length, self.config.seed) if self.data.packing else None
+        rows = Rows(examples, groups, length, self.tokenizer.pad_id)
+        if first_process:
+            print(_described(source.path, examples, len(rows), length), file=sys.stderr)
+        return rows
 
     def make_model(self, rngs: nnx.Rngs) -> Llama:
         model = Llama(self.model_config, rngs)
@@ -178,7 +201,7 @@ class LanguageModelTask:
         language_model = LanguageModel(self._merged(model), self.model_config, self.tokenizer, self.speech_tokenizer)
         values = {}
         for item, rows in self._evaluation:
-            requests = [[{"role": "user", "content": [SoundCodes(row["tokens"])]}] for row in rows]
+            requests = [[{"role": "user", "content": [SoundCodes(row["tokens"], self._compressed)]}] for row in rows]
             answers = language_model.answer(requests, item.max_new_tokens)
             values[f"{item.name}/answers_exact"] = exact_fraction([row["answer"] for row in rows], answers)
         return values
@@ -195,6 +218,19 @@ class LanguageModelTask:
     def _merged(self, model: Llama) -> Llama:
         """What training leaves: the model itself, or its adapter added to its weights."""
         return model if self.adapted is None else lora.merged(model, self.adapted.base_dtype)
+
+
+def _described(path: str, examples: EncodedExamples, rows: int, length: int) -> str:
+    total, skipped, cut, dropped = examples.summary
+    fill = examples.lengths.sum() / (rows * length)
+    parts = [
+        f"{path}: {len(examples)} examples in {rows} rows of {length} ids, {len(examples) / rows:.2f} a row, {fill:.1%} full"
+    ]
+    if skipped:
+        parts.append(f"{skipped} of {total} could not be used, see skipped_rows.jsonl")
+    if cut:
+        parts.append(f"{cut} cut to {length} ids, {dropped} ids left out")
+    return "; ".join(parts)
 
 
 def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfig:

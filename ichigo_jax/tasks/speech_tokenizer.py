@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
+from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.loading import training_batches
-from ichigo_jax.data.speech import FaultLog, Layout, SpeechExamples, read_transcripts
+from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.text import error_rates

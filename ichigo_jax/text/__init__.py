@@ -1,12 +1,11 @@
 """Text for the models: tokenizers that no text can trick, chat templates, transcription prompts."""
 
 from ichigo_jax.text.chat import EncodedChat, SoundCodes, SpecialToken, TruncatedChat, encode_chat, truncate
-from ichigo_jax.text.prompts import TRANSCRIBE_TOKEN, transcription_prompt, transcription_request
+from ichigo_jax.text.prompts import transcription_prompt, transcription_request
 from ichigo_jax.text.tokenizer import StreamDecoder, TextTokenizer
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer, train_whisper_tokenizer
 
 __all__ = [
-    "TRANSCRIBE_TOKEN",
     "EncodedChat",
     "SoundCodes",
     "SpecialToken",

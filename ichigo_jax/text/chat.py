@@ -25,9 +25,15 @@ _PLACEHOLDERS = re.compile("\ue000(\\d+)\ue001")
 
 @dataclasses.dataclass(frozen=True)
 class SoundCodes:
-    """A part of a message: speech, as codes of the speech tokenizer."""
+    """A part of a message: speech, as codes of the speech tokenizer.
+
+    Attributes:
+      codes: what was said.
+      compressed: whether runs of equal codes become a duration and one code, for models that were trained so.
+    """
 
     codes: Sequence[int]
+    compressed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +171,7 @@ def _content_piece(tokenizer: TextTokenizer, part: Part, answer: bool) -> _Piece
         return _Piece("", [tokenizer.special_id(part.name)], answer)
     if tokenizer.sound is None:
         raise InputError("sound codes found, but the text tokenizer has no sound tokens; extend its vocabulary first")
-    return _Piece("", tokenizer.sound.ids(part.codes), answer)
+    return _Piece("", tokenizer.sound.ids(part.codes, part.compressed), answer)
 
 
 def _template_pieces(tokenizer: TextTokenizer, text: str, in_answer: bool) -> list[_Piece]:
@@ -185,20 +191,28 @@ def _template_pieces(tokenizer: TextTokenizer, text: str, in_answer: bool) -> li
 def _encode_pieces(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> EncodedChat:
     """Encodes neighbouring texts as one, as a tokenizer that sees the whole conversation would."""
     encoded = EncodedChat([], [])
-    text, answer_of_character = "", []
+    texts: list[_Piece] = []
 
     def flush() -> None:
-        for token in tokenizer.encode_with_offsets(text):
-            encoded.ids.append(token.id)
-            encoded.answer_mask.append(any(answer_of_character[token.start : token.end]))
+        text = "".join(piece.text for piece in texts)
+        answers = {piece.answer for piece in texts}
+        if len(answers) == 1:
+            ids = tokenizer.encode(text)
+            encoded.ids.extend(ids)
+            encoded.answer_mask.extend([*answers] * len(ids))
+        elif answers:
+            answer_of_character = [piece.answer for piece in texts for _ in piece.text]
+            for token in tokenizer.encode_with_offsets(text):
+                encoded.ids.append(token.id)
+                encoded.answer_mask.append(any(answer_of_character[token.start : token.end]))
+        texts.clear()
 
     for piece in pieces:
         if piece.ids:
             flush()
-            text, answer_of_character = "", []
             encoded.ids.extend(piece.ids)
             encoded.answer_mask.extend([piece.answer] * len(piece.ids))
-        text += piece.text
-        answer_of_character += [piece.answer] * len(piece.text)
+        elif piece.text:
+            texts.append(piece)
     flush()
     return encoded

@@ -8,9 +8,7 @@ import numpy as np
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.text.chat import Part, SoundCodes, SpecialToken
-
-# The token of Llama 3's reserve that the first released models were trained with instead of a prompt in words.
-TRANSCRIBE_TOKEN = "<|reserved_special_token_69|>"
+from ichigo_jax.vocab import RELEASED_TASK_TOKEN
 
 TRANSCRIPTION_PROMPTS = {
     "en": (
@@ -44,13 +42,17 @@ def transcription_prompt(language: str, seed: int) -> str:
     return prompts[np.random.default_rng(seed).integers(len(prompts))]
 
 
-def transcription_request(codes: Sequence[int], language: str | None, seed: int) -> list[Part]:
+def transcription_request(
+    codes: Sequence[int], language: str | None, seed: int, task_token: str = RELEASED_TASK_TOKEN, compressed: bool = False
+) -> list[Part]:
     """The content of a user's message that asks for the words of ``codes``.
 
     Args:
       codes: sound codes.
-      language: of the wording, or None for the older form, the transcribe token alone.
+      language: of the wording, or None for the older form, ``task_token`` alone.
       seed: chooses the wording.
+      task_token: the special token of the older form; the released models' unless given.
+      compressed: see ``SoundCodes``.
     """
-    request: Part = SpecialToken(TRANSCRIBE_TOKEN) if language is None else transcription_prompt(language, seed)
-    return [request, SoundCodes(codes)]
+    request: Part = SpecialToken(task_token) if language is None else transcription_prompt(language, seed)
+    return [request, SoundCodes(codes, compressed)]

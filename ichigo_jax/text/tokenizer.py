@@ -6,6 +6,8 @@ through a copy of the tokenizer that has no added tokens at all; special ids com
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import re
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ichigo_jax.errors import InputError
@@ -94,15 +96,18 @@ class TextTokenizer:
         Raises:
           InputError: text that is not Unicode (half of a surrogate pair).
         """
-        return [token.id for token in self.encode_with_offsets(text)]
+        return self._encoding(text).ids
 
     def encode_with_offsets(self, text: str) -> list[Token]:
         """As ``encode``, with the characters that each id stands for."""
+        encoding = self._encoding(text)
+        return [Token(index, *offsets) for index, offsets in zip(encoding.ids, encoding.offsets)]
+
+    def _encoding(self, text: str) -> Encoding:
         try:
-            encoding = self._plain.encode(text, add_special_tokens=False)
+            return self._plain.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             raise InputError(f"{text[:40]!a} found, expected Unicode text") from None
-        return [Token(index, *offsets) for index, offsets in zip(encoding.ids, encoding.offsets)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ``ids``; rows that a model keeps in reserve, without a token, are nothing.
@@ -126,6 +131,12 @@ class TextTokenizer:
     def spelling(self, token_id: int) -> str:
         """A vocabulary entry as it is written there, a letter for each byte: ``Ġ`` for a space."""
         return self._backend.id_to_token(token_id)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that two tokenizers share only when they encode every text and chat alike."""
+        description = self._backend.to_str() + json.dumps(self._tokenizer.chat_template)
+        return hashlib.sha256(description.encode()).hexdigest()[:16]
 
     @property
     def added(self) -> Mapping[str, int]:

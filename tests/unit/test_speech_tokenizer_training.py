@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict
 from reference_weights import filled, quantizer_weights, set_weights, whisper_weights
 
 from ichigo_jax.audio.noise import add_noise
-from ichigo_jax.data.speech import FaultLog, Layout, SpeechExamples, read_transcripts
+from ichigo_jax.data.faults import FaultLog
+from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.quantizer import Quantizer, QuantizerConfig
