@@ -96,7 +96,7 @@ def get_config(argument: str = "") -> ConfigDict:
             {"name": "heldout", "path": f"{root}/tokens/heldout.parquet", "limit": 64, "max_new_tokens": 32},
         )
         config.objective.predict = "answers"
-        config.train.steps = 1400
+        config.train.steps = 1300
         if options.lora:
             adapter = {"rank": 16, "alpha": 32.0, "rslora": False, "targets": ("all",), "train_also": ("embedding", "lm_head")}
             config.model = {"base_dtype": "float32", "adapter": adapter}

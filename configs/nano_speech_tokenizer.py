@@ -94,7 +94,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frozen": ("quantizer",),
             },
             "train": {
-                "steps": 800,
+                "steps": 720,
                 "batch_size": 16,
                 "accumulation": 1,
                 "compute_dtype": "float32",
@@ -108,7 +108,7 @@ def get_config(argument: str = "") -> ConfigDict:
     if quantizer:
         config.init_from = f"{root}/whisper/model"
         config.optimizer.frozen = ()
-        config.train.steps = 600
+        config.train.steps = 560
     if options.smoke:
         config.model.whisper.update(n_audio_state=64, n_audio_head=1, n_text_state=64, n_text_head=1)
         config.model.quantizer.update(n_head=1, vq_codes=32, mask_code=32)

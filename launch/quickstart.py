@@ -33,7 +33,7 @@ def main() -> None:
     clock = Clock(root / "seconds.json")
     options = f"{',smoke' if smoke else ''},root={root}"
     sizes = (
-        ["--utterances", "64", "--heldout-sentences", "8"] if smoke else ["--utterances", "9000", "--heldout-sentences", "100"]
+        ["--utterances", "64", "--heldout-sentences", "8"] if smoke else ["--utterances", "6000", "--heldout-sentences", "100"]
     )
     codes = "33" if smoke else "129"
 

@@ -11,7 +11,6 @@ import itertools
 import random
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 ROOMS = "kitchen bedroom office garden".split()
 DEVICES = "light fan heater radio camera".split()
 OPPOSITES = [
@@ -19,14 +18,9 @@ OPPOSITES = [
     ("big", "small"),
     ("fast", "slow"),
     ("happy", "sad"),
-    ("early", "late"),
-    ("young", "old"),
-    ("wet", "dry"),
-    ("full", "empty"),
-    ("loud", "quiet"),
     ("open", "closed"),
 ]
-DIGIT_STRINGS = {2: 40, 3: 80}  # length: how many of that length
+DIGIT_STRINGS = {2: 50, 3: 100}  # length: how many of that length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +38,7 @@ def requests() -> list[Request]:
     >>> [request.answer for request in requests() if request.text == "what is three plus four"]
     ['three plus four is seven']
     """
-    return [*_devices(), *_sums(), *_digit_strings(), *_days(), *_opposites()]
+    return [*_devices(), *_sums(), *_digit_strings(), *_opposites()]
 
 
 def _worded(kind: str, answer: str, *texts: str) -> list[Request]:
@@ -90,22 +84,6 @@ def _digit_strings() -> list[Request]:
             string, backwards = " ".join(digits), " ".join(reversed(digits))
             found += _worded("repeat", string, f"repeat {string}", f"say {string}")
             found += _worded("backwards", backwards, f"say {string} backwards", f"reverse {string}")
-    return found
-
-
-def _days() -> list[Request]:
-    found = []
-    for day, following in zip(DAYS, DAYS[1:] + DAYS[:1]):
-        for asked, relation, answer in ((day, "after", following), (following, "before", day)):
-            found += _worded(
-                "day",
-                f"{answer} comes {relation} {asked}",
-                f"what day comes {relation} {asked}",
-                f"which day is {relation} {asked}",
-                f"tell me the day {relation} {asked}",
-                f"name the day {relation} {asked}",
-                f"{relation} {asked} comes what day",
-            )
     return found
 
 

@@ -29,7 +29,7 @@ needs_espeak = pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="
 def test_there_are_enough_requests_of_enough_kinds_and_words():
     everything = requests()
     assert 1000 <= len(everything) <= 2500
-    assert len({request.kind for request in everything}) == 6
+    assert len({request.kind for request in everything}) == 5
     assert len({word for request in everything for word in request.text.split()}) >= 45
 
 
@@ -58,8 +58,6 @@ def test_every_fact_is_asked_for_in_several_wordings():
         ("please switch the garden radio off", "okay the garden radio is off", "device"),
         ("what is three plus four", "three plus four is seven", "sum"),
         ("add zero and nine", "zero plus nine is nine", "sum"),
-        ("what day comes after sunday", "monday comes after sunday", "day"),
-        ("which day is before monday", "sunday comes before monday", "day"),
         ("tell me the opposite of cold", "the opposite of cold is hot", "opposite"),
     ],
 )
