@@ -23,6 +23,7 @@ RELEASED_TASK_TOKEN = "<|reserved_special_token_69|>"
 
 _SPAN = re.compile(r"<\|sound_start\|>(.*?)<\|sound_end\|>", re.DOTALL)
 _ITEM = re.compile(r"(?:<\|duration_(\d{2})\|>)?<\|sound_(\d{4})\|>")
+_ITEMS = re.compile(rf"(?:{_ITEM.pattern})*")
 
 
 def sound_token(code: int) -> str:
@@ -173,19 +174,15 @@ def parse_sound_text(text: str) -> list[int]:
     span = _SPAN.fullmatch(text.strip())
     if span is None:
         raise InputError(f"found {text[:60]!r}, expected {SOUND_START}…{SOUND_END}")
+    end = _ITEMS.match(span[1]).end()
+    if end != len(span[1]):
+        raise InputError(f"{span[1][end : end + 40]!r} found among sound tokens, expected items like {sound_token(0)!r}")
     codes: list[int] = []
-    position = 0
-    for item in _ITEM.finditer(span[1]):
-        if item.start() != position:
-            break
-        length = int(item[1] or 1)
-        if item[1] and not SHORTEST_RUN <= length <= LONGEST_RUN:
+    for duration, code in _ITEM.findall(span[1]):
+        length = int(duration or 1)
+        if duration and not SHORTEST_RUN <= length <= LONGEST_RUN:
             raise InputError(f"{duration_token(length)} found, expected a duration of {SHORTEST_RUN} to {LONGEST_RUN}")
-        codes += [int(item[2])] * length
-        position = item.end()
-    if position != len(span[1]):
-        found = span[1][position : position + 40]
-        raise InputError(f"found {found!r} among sound tokens, expected items like {sound_token(0)!r}")
+        codes += [int(code)] * length
     return codes
 
 

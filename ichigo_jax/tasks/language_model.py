@@ -208,7 +208,8 @@ class LanguageModelTask:
 
     def save(self, model: Llama, folder: Path) -> None:
         """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
-        provenance = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, **self.speech_tokenizer}
+        origin = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "sound_form": self.data.sound_form}
+        provenance = {**origin, **self.speech_tokenizer}
         with whole(folder) as partial:
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
             save_model(partial, KIND, self.model_config, state, provenance, self.tokenizer_folder)

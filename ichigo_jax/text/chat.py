@@ -119,6 +119,8 @@ def truncate(ids: Sequence[int], answer_mask: Sequence[bool], length: int, sound
       length: the most ids to keep.
       sound: where the sound tokens are, if there are any.
     """
+    if len(ids) <= length:
+        return TruncatedChat(list(ids), list(answer_mask), 0)
     kept = list(ids[:length])
     if sound is not None:
         opened = None
@@ -127,7 +129,7 @@ def truncate(ids: Sequence[int], answer_mask: Sequence[bool], length: int, sound
                 opened = position
             elif index == sound.end_id:
                 opened = None
-        if opened is not None and len(ids) > length:
+        if opened is not None:
             kept = kept[:opened]
     return TruncatedChat(kept, list(answer_mask[: len(kept)]), len(ids) - len(kept))
 
@@ -201,10 +203,10 @@ def _encode_pieces(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> Encode
             encoded.ids.extend(ids)
             encoded.answer_mask.extend([*answers] * len(ids))
         elif answers:
-            answer_of_character = [piece.answer for piece in texts for _ in piece.text]
-            for token in tokenizer.encode_with_offsets(text):
-                encoded.ids.append(token.id)
-                encoded.answer_mask.append(any(answer_of_character[token.start : token.end]))
+            of_answer = b"".join((b"\1" if piece.answer else b"\0") * len(piece.text) for piece in texts)  # by character
+            for index, start, end in tokenizer.encode_with_offsets(text):
+                encoded.ids.append(index)
+                encoded.answer_mask.append(1 in of_answer[start:end])
         texts.clear()
 
     for piece in pieces:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -156,6 +156,20 @@ def parse_argument(argument: str, **defaults: Any) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
+def import_file(path: Path) -> ModuleType:
+    """A Python file as a module, wherever it lies: a config, or what configs share.
+
+    Raises:
+      InputError: not a Python file.
+    """
+    spec = importlib.util.spec_from_file_location("ichigo_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config {path}: expected a Python file with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def check_workdir(workdir: Path, config: RunConfig) -> None:
     """Refuses a workdir that belongs to another run.
 
@@ -189,11 +203,7 @@ def _as_json(config: RunConfig) -> dict[str, Any]:
 def _run_file(path: Path, argument: str) -> ConfigDict:
     if not path.is_file():
         raise InputError(f"--config {path}: no such file")
-    spec = importlib.util.spec_from_file_location("ichigo_jax_config", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config {path}: expected a Python file with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(path)
     if not hasattr(module, "get_config"):
         raise InputError(f"--config {path}: the file defines no get_config()")
     return module.get_config(argument) if argument else module.get_config()

@@ -173,7 +173,7 @@ class TestChats:
         ("sound", {"tokens": [8]}, "sound code 8 found, expected 0 to 7"),
         ("sound", {"tokens": [1.5]}, r"sound \[1.5\] found, expected a list of codes"),
         ("sound", {"tokens": []}, "sound without codes"),
-        ("sound", {"tokens": "hello"}, "'hello' among sound tokens"),
+        ("sound", {"tokens": "hello"}, "'hello' found among sound tokens"),
         ("sound", {"tokens": "<|sound_start|><|sound_0001|>"}, "expected <|sound_start|>…<|sound_end|>"),
         ("sound", {"tokens": "<|duration_50|><|sound_0001|>"}, "expected a duration of 2 to 49"),
         ("sound", {"text": "on"}, "no 'tokens' found"),

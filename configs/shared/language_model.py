@@ -1,0 +1,142 @@
+"""What the stages of the language model have in common; `llama_pretrain.py` and its siblings say what is their own.
+
+The numbers are those of the released 8B model, from its paper and from the training configs in its torchtune fork: AdamW with
+torch's betas (0.9, 0.999) and decay on every parameter, a warm-up from zero, a cosine to zero at the last step, bfloat16, seed
+42, a checkpoint every 1000 steps and three of them kept. The configs bound the gradient norm to 1.0 where they bound it.
+"""
+
+from ml_collections import ConfigDict
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.training.run_config import parse_argument
+
+# What a size is trained from, with sound tokens in its vocabulary, and whether it needs more than one chip's memory.
+SIZES = {
+    "1b": ("llama-3.2-1b-instruct", False),
+    "3b": ("llama-3.2-3b-instruct", False),
+    "8b": ("llama-3.1-8b-instruct", True),
+    "70b": ("llama-3.1-70b-instruct", True),
+    "qwen0.5b": ("qwen2.5-0.5b-instruct", False),
+    "qwen1.5b": ("qwen2.5-1.5b-instruct", False),
+    "qwen7b": ("qwen2.5-7b-instruct", True),
+    "qwen32b": ("qwen2.5-32b-instruct", True),
+}
+# Of the released models up to v0.4; its 512 codes and the mask code are `extend-vocab --sound-codes 512`.
+SPEECH_TOKENIZER = "models/whisper-vq-stoks-v3-7lang"
+
+
+def extended_model(size: str) -> str:
+    """The folder of the text model with sound tokens, as the docstrings' commands name it."""
+    check_size(size, SIZES)
+    return f"models/{SIZES[size][0]}-sound"
+
+
+def check_size(size: str, sizes) -> None:
+    if size not in sizes:
+        raise InputError(f"size {size!r} found, expected one of {', '.join(sizes)}")
+
+
+def source(path: str, format: str, column: str | None = None, request: str | None = None, weight: float = 1.0) -> dict:
+    return {"path": path, "format": format, "column": column, "request": request, "weight": weight}
+
+
+def stage(
+    size: str,
+    *,
+    init_from: str,
+    speech_tokenizer: str,
+    sources: tuple[dict, ...],
+    length: int,
+    predict: str,
+    compressed: bool,
+    steps: int,
+    batch_size: int,
+    accumulation: int,
+    examples_per_row: int,
+    learning_rate: float,
+    warmup_steps: int,
+    weight_decay: float,
+) -> ConfigDict:
+    """One stage. ``batch_size`` counts examples; with several to a row, a step has so many fewer rows and parts."""
+    check_size(size, SIZES)
+    if examples_per_row < 1 or batch_size % examples_per_row:
+        raise InputError(f"per_row={examples_per_row} found, expected a divisor of the batch of {batch_size} examples")
+    large = SIZES[size][1]
+    rows = batch_size // examples_per_row
+    parts = next(parts for parts in range(max(1, accumulation // examples_per_row), 0, -1) if rows % parts == 0)
+    return ConfigDict(
+        {
+            "task": "language_model",
+            "seed": 42,
+            "init_from": init_from,
+            "model": None,
+            "data": {
+                "length": length,
+                "packing": examples_per_row > 1,
+                "sound_form": "compressed" if compressed else "plain",
+                "speech_tokenizer": speech_tokenizer,
+                "sources": sources,
+                "evaluation": (),
+            },
+            "objective": {"predict": predict},
+            "optimizer": {
+                "learning_rate": learning_rate,
+                "linear_rate_width": None,
+                "embedding_rate": 1.0,
+                "warmup_steps": warmup_steps,
+                "warmup_from": 0.0,
+                "decay": "cosine",
+                "decay_to": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": weight_decay,
+                "weight_decay_on": "all",
+                "clip_norm": 1.0,
+                "frozen": (),
+            },
+            "train": {
+                "steps": steps,
+                "batch_size": rows,
+                "accumulation": parts,
+                "compute_dtype": "bfloat16",
+                "remat": "full" if large else "dots",
+                "stop_after_nonfinite": 10,
+            },
+            "mesh": {"data": 1 if large else -1, "fsdp": -1 if large else 1, "tensor": 1, "context": 1},
+            "output": {"log_every": 10, "evaluate_every": 0, "checkpoint_every": 1000, "checkpoints_kept": 3},
+        }
+    )
+
+
+def conversations_stage(
+    argument: str, *, after: str, data: str, steps: int, learning_rate: float, warmup_steps: int
+) -> ConfigDict:
+    """A stage on conversations, which goes on from the stage ``after``; its arguments are those of `llama_instruct.py`."""
+    options = parse_argument(
+        argument,
+        size="8b",
+        init="",
+        data=data,
+        answers=False,
+        task_token="",
+        compressed=False,
+        speech_tokenizer=SPEECH_TOKENIZER,
+        per_row=1,
+    )
+    return stage(
+        options.size,
+        init_from=options.init or f"runs/{after}-{options.size}/model",
+        speech_tokenizer=options.speech_tokenizer,
+        sources=(source(options.data, "conversations", request=options.task_token or None),),
+        length=4096,
+        predict="answers" if options.answers else "all",
+        compressed=options.compressed,
+        steps=steps,
+        batch_size=256,
+        accumulation=8,
+        examples_per_row=options.per_row,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=0.005,
+    )
