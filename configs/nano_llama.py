@@ -82,7 +82,13 @@ def get_config(argument: str = "") -> ConfigDict:
                 "stop_after_nonfinite": 10,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {"log_every": 20, "evaluate_every": 0, "checkpoint_every": 100, "checkpoints_kept": 2},
+            "output": {
+                "log_every": 20,
+                "evaluate_every": 0,
+                "checkpoint_every": 100,
+                "checkpoints_kept": 2,
+                "checkpoint_kept_every": 0,
+            },
         }
     )
     if instruct:
@@ -99,7 +105,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.train.steps = 1300
         if options.lora:
             adapter = {"rank": 16, "alpha": 32.0, "rslora": False, "targets": ("all",), "train_also": ("embedding", "lm_head")}
-            config.model = {"base_dtype": "float32", "adapter": adapter}
+            config.model = {"llama": None, "adapter": adapter, "base_dtype": "float32"}
     elif options.smoke:
         config.model.llama.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
     if options.smoke:

@@ -102,7 +102,13 @@ def get_config(argument: str = "") -> ConfigDict:
                 "stop_after_nonfinite": 10,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {"log_every": 20, "evaluate_every": 0, "checkpoint_every": 100, "checkpoints_kept": 2},
+            "output": {
+                "log_every": 20,
+                "evaluate_every": 0,
+                "checkpoint_every": 100,
+                "checkpoints_kept": 2,
+                "checkpoint_kept_every": 0,
+            },
         }
     )
     if quantizer:

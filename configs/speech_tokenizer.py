@@ -160,6 +160,12 @@ def get_config(argument: str = "") -> ConfigDict:
                 "stop_after_nonfinite": 10,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {"log_every": 50, "evaluate_every": STEPS_PER_EPOCH, "checkpoint_every": 1000, "checkpoints_kept": 2},
+            "output": {
+                "log_every": 50,
+                "evaluate_every": STEPS_PER_EPOCH,
+                "checkpoint_every": 1000,
+                "checkpoints_kept": 2,
+                "checkpoint_kept_every": 0,
+            },
         }
     )

@@ -13,18 +13,20 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ichigo_jax import errors
 from ichigo_jax.data.loading import read_batches
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.modules import Buffer, cast_params
-from ichigo_jax.parallel import make_mesh
+from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints
@@ -79,6 +81,39 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
     return step
 
 
+class Program(NamedTuple):
+    """A run's step and what it works on, before any array exists; ``plan`` compiles it for devices that are not there.
+
+    Attributes:
+      graphdef: the model's structure.
+      state: shapes, dtypes and shardings of the state.
+      initial_state: a model to the state at step 0.
+      step: ``make_step``, jitted; gives up its state's memory.
+    """
+
+    graphdef: nnx.GraphDef
+    state: TrainState
+    initial_state: Callable[[nnx.Module], TrainState]
+    step: Callable
+
+
+def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
+    """The program of one run on a mesh, which must be set (``jax.set_mesh``)."""
+    frozen = config.optimizer.frozen
+    abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, abstract)
+
+    def initial_state(model: nnx.Module) -> TrainState:
+        return make_state(*split(model, frozen)[1:], optimizer)
+
+    state = jax.eval_shape(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))))
+    shardings = state_shardings(state, logical_axes(abstract, frozen), optimizer, mesh)
+    state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings)
+    graphdef = split(abstract, frozen)[0]
+    step = jax.jit(make_step(task, config, graphdef, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+    return Program(graphdef, state, initial_state, step)
+
+
 def train(config: RunConfig, workdir: Path) -> int:
     """Runs or resumes one training run; returns the process's exit code."""
     run_config.check_workdir(workdir, config)
@@ -89,41 +124,29 @@ def train(config: RunConfig, workdir: Path) -> int:
     task = make_task(config, workdir)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     steps, output = config.train.steps, config.output
-    checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept)
+    checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept, output.checkpoint_kept_every)
     first_process = jax.process_index() == 0
 
     with jax.set_mesh(mesh), StopSignals() as stop:
-        # The model's structure, the optimizer and where every array lives.
-        abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
-        axes = logical_axes(abstract, config.optimizer.frozen)
-        optimizer = make_optimizer(config.optimizer, steps, abstract)
-
-        def initial_state(model: nnx.Module) -> TrainState:
-            return make_state(*split(model, config.optimizer.frozen)[1:], optimizer)
-
-        abstract_state = jax.eval_shape(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))))
-        shardings = state_shardings(abstract_state, axes, optimizer, mesh)
+        program = make_program(task, config, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, program.state)
 
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
-        start = checkpoints.latest_step()
-        if start is not None:
-            check_data_sizes(checkpoints.data()["sizes"], task.data_sizes())
-            state = checkpoints.restore(
-                jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings)
-            )
+        start, resumed = 0, checkpoints.restore(program.state)
+        if resumed is not None:
+            check_data_sizes(resumed.data["sizes"], task.data_sizes())
+            start, state = resumed.step, resumed.state
         elif config.init_from is not None:
-            state = jax.jit(initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
+            state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
         else:
-            state = jax.jit(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))), out_shardings=shardings)()
-        start = start or 0
+            random = lambda: program.initial_state(task.make_model(nnx.Rngs(config.seed)))  # noqa: E731
+            state = jax.jit(random, out_shardings=shardings)()
 
-        graphdef = split(abstract, config.optimizer.frozen)[0]
-        step_function = jax.jit(make_step(task, config, graphdef, optimizer), donate_argnums=0, out_shardings=(shardings, None))
         learning_rate = learning_rate_schedule(config.optimizer, steps)
         log = MetricsLog(workdir / "metrics.jsonl", start)
 
         def model_of(state: TrainState) -> nnx.Module:
-            return nnx.merge(graphdef, state.params, state.frozen, state.buffers)
+            return nnx.merge(program.graphdef, state.params, state.frozen, state.buffers)
 
         def due(every: int, step: int) -> bool:
             return step == steps or (every > 0 and step % every == 0)
@@ -132,7 +155,7 @@ def train(config: RunConfig, workdir: Path) -> int:
         progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
         clock, logged = time.perf_counter(), start
         for step in range(start + 1, steps + 1):
-            state, metrics = step_function(state, next(batches))
+            state, metrics = program.step(state, next(batches))
 
             if due(output.log_every, step):
                 values = task.report(jax.device_get(metrics))
@@ -176,7 +199,9 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; the same folder resumes")
+    hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args()
+    hosts.join(arguments)
     return train(run_config.load(arguments.config, overrides), arguments.workdir)
 
 

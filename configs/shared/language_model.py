@@ -104,7 +104,13 @@ def stage(
                 "stop_after_nonfinite": 10,
             },
             "mesh": {"data": 1 if large else -1, "fsdp": -1 if large else 1, "tensor": 1, "context": 1},
-            "output": {"log_every": 10, "evaluate_every": 0, "checkpoint_every": 1000, "checkpoints_kept": 3},
+            "output": {
+                "log_every": 10,
+                "evaluate_every": 0,
+                "checkpoint_every": 1000,
+                "checkpoints_kept": 3,
+                "checkpoint_kept_every": 0,
+            },
         }
     )
 

@@ -42,16 +42,17 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices of all hosts.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over devices.
 
     Args:
       sizes: devices along each of ``MESH_AXES``; one of them may be -1, "all that are left".
+      devices: real or only compiled for; None: all of all hosts.
 
     Raises:
       InputError: when the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(MESH_AXES)
     if unknown:
         raise InputError(f"mesh axis {sorted(unknown)[0]!r} found, expected one of {', '.join(MESH_AXES)}")
@@ -60,12 +61,12 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
         raise InputError(f"mesh {dict(sizes)} found, expected positive sizes and at most one -1")
     if -1 in shape:
         rest = math.prod(size for size in shape if size != -1)
-        if devices % rest:
-            raise InputError(f"mesh {dict(sizes)} needs a multiple of {rest} devices, found {devices}")
-        shape[shape.index(-1)] = devices // rest
-    if math.prod(shape) != devices:
-        raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {devices}")
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        if len(devices) % rest:
+            raise InputError(f"mesh {dict(sizes)} needs a multiple of {rest} devices, found {len(devices)}")
+        shape[shape.index(-1)] = len(devices) // rest
+    if math.prod(shape) != len(devices):
+        raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {len(devices)}")
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

@@ -14,7 +14,7 @@ _TASKS = {
 }
 
 
-def make_task(config: RunConfig, workdir: Path) -> Task:
+def make_task(config: RunConfig, workdir: Path | None) -> Task:
     """The task that ``config.task`` names."""
     module, name = _TASKS[config.task]
     return getattr(importlib.import_module(module), name)(config, workdir)

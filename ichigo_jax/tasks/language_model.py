@@ -29,7 +29,7 @@ from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, 
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.storage import read_json, whole
-from ichigo_jax.tasks.task import Scalars
+from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.training.losses import count_targets, cross_entropy_sums
@@ -54,16 +54,22 @@ class NewModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptedModel:
-    """The model of ``init_from``, frozen, with an adapter that is trained in its stead.
+class StartingModel:
+    """What a run that starts from ``init_from`` says of that model; None in its place: that it is whatever the folder holds.
 
     Attributes:
-      base_dtype: what the frozen weights are kept in, and the merged model at the end.
-      adapter: its fields are those of ``LoraConfig``.
+      llama: its numbers, which the folder must have; with them the run can be planned before there is a folder. None: any.
+      adapter: trained in the model's stead, which stays as it is; None: the model itself is trained.
+      base_dtype: with an adapter, what the frozen weights are kept in, and the merged model at the end; else None.
     """
 
-    base_dtype: Literal["float32", "bfloat16"]
-    adapter: LoraConfig
+    llama: LlamaConfig | None
+    adapter: LoraConfig | None
+    base_dtype: Literal["float32", "bfloat16"] | None
+
+    def __post_init__(self):
+        if (self.adapter is None) != (self.base_dtype is None):
+            raise InputError(f"base_dtype {self.base_dtype!r} found, expected one with an adapter and None without")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,22 +129,37 @@ class LanguageObjective:
 class LanguageModelTask:
     """See ``tasks.task.Task``."""
 
-    def __init__(self, config: RunConfig, workdir: Path):
+    def __init__(self, config: RunConfig, workdir: Path | None):
         self.config = config
         self.data = configuration.from_dict(LanguageData, config.data, "config.data")
         self.objective = configuration.from_dict(LanguageObjective, config.objective, "config.objective")
-        self.adapted: AdaptedModel | None = None
-        if config.init_from is not None:
-            self.tokenizer_folder = Path(config.init_from) / TOKENIZER_FOLDER
-            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
-            self.model_config = load_config(config.init_from, KIND, LanguageModelConfig)
-            if config.model is not None:
-                self.adapted = _adapted_model(config.model, self.model_config)
-        else:
-            new = configuration.from_dict(NewModel, config.model, "config.model")
+        self.starting = StartingModel(None, None, None)
+        if config.init_from is not None and config.model is not None:
+            self.starting = _starting_model(config.model)
+        if workdir is None and self.starting.llama is not None:
+            self.model_config = LanguageModelConfig(self.starting.llama, None, (), self.starting.llama.vocab_size)
+            return
+        self.model_config = self._read_model_config()
+        if workdir is not None:
+            self._read_data(workdir)
+
+    def _read_model_config(self) -> LanguageModelConfig:
+        init_from, expected = self.config.init_from, self.starting.llama
+        if init_from is None:
+            new = configuration.from_dict(NewModel, self.config.model, "config.model")
             self.tokenizer_folder = Path(new.text_tokenizer)
             self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
-            self.model_config = _model_config(new, self.tokenizer)
+            return _model_config(new, self.tokenizer)
+        self.tokenizer_folder = Path(init_from) / TOKENIZER_FOLDER
+        self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+        found = load_config(init_from, KIND, LanguageModelConfig)
+        if expected is not None:
+            check_equal(init_from, found.llama, expected)
+        if self.starting.adapter is not None:
+            lora.check_fits(self.starting.adapter, found.llama)
+        return found
+
+    def _read_data(self, workdir: Path) -> None:
         fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]
         self.speech_tokenizer = {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
         columns = ("tokens", "answer")
@@ -167,16 +188,23 @@ class LanguageModelTask:
 
     def make_model(self, rngs: nnx.Rngs) -> Llama:
         model = Llama(self.model_config, rngs)
-        if self.adapted is not None:
-            lora.attach(model, self.adapted.adapter, self.adapted.base_dtype, rngs)
+        if self.starting.adapter is not None:
+            lora.attach(model, self.starting.adapter, self.starting.base_dtype, rngs)
         return model
 
     def load_model(self, folder: str, mesh: Mesh) -> Llama:
-        dtype = jnp.float32 if self.adapted is None else self.adapted.base_dtype
+        dtype = self.starting.base_dtype or jnp.float32
         model = load_model(folder, lambda rngs: Llama(self.model_config, rngs), dtype, mesh)
-        if self.adapted is not None:
-            lora.attach(model, self.adapted.adapter, self.adapted.base_dtype, nnx.Rngs(self.config.seed), mesh)
+        if self.starting.adapter is not None:
+            lora.attach(model, self.starting.adapter, self.starting.base_dtype, nnx.Rngs(self.config.seed), mesh)
         return model
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = jax.ShapeDtypeStruct((self.config.train.batch_size, self.data.length), jnp.int32)
+        return dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), rows)
+
+    def tokens_per_step(self) -> int:
+        return self.config.train.batch_size * self.data.length
 
     def batches(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(rows) for rows in self._sources]
@@ -213,12 +241,12 @@ class LanguageModelTask:
         with whole(folder) as partial:
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
             save_model(partial, KIND, self.model_config, state, provenance, self.tokenizer_folder)
-            if self.adapted is not None:
-                lora.save_adapter(partial, self.adapted.adapter, lora.trained_state(model), provenance)
+            if self.starting.adapter is not None:
+                lora.save_adapter(partial, self.starting.adapter, lora.trained_state(model), provenance)
 
     def _merged(self, model: Llama) -> Llama:
         """What training leaves: the model itself, or its adapter added to its weights."""
-        return model if self.adapted is None else lora.merged(model, self.adapted.base_dtype)
+        return model if self.starting.adapter is None else lora.merged(model, self.starting.base_dtype)
 
 
 def _described(path: str, examples: EncodedExamples, rows: int, length: int) -> str:
@@ -240,11 +268,10 @@ def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfi
     return LanguageModelConfig(llama, tokenizer.sound, tokenizer.eos_ids, padded)
 
 
-def _adapted_model(values: Any, base: LanguageModelConfig) -> AdaptedModel:
-    if "adapter" not in values:
+def _starting_model(values: Any) -> StartingModel:
+    if "text_tokenizer" in values:
         raise InputError(
-            "config.model found beside config.init_from; the model folder decides, set config.model to None or to an adapter"
+            "config.model of a new model found beside config.init_from; expected None, or what the model folder must hold "
+            "(llama, adapter, base_dtype)"
         )
-    adapted = configuration.from_dict(AdaptedModel, values, "config.model")
-    lora.check_fits(adapted.adapter, base.llama)
-    return adapted
+    return configuration.from_dict(StartingModel, values, "config.model")

@@ -33,7 +33,7 @@ from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizer
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import replicated
 from ichigo_jax.storage import read_json
-from ichigo_jax.tasks.task import Scalars
+from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.whisper import WhisperText
 from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum
 from ichigo_jax.training.run_config import RunConfig
@@ -113,12 +113,16 @@ class SpeechObjective:
 class SpeechTokenizerTask:
     """See ``tasks.task.Task``."""
 
-    def __init__(self, config: RunConfig, workdir: Path):
+    def __init__(self, config: RunConfig, workdir: Path | None):
         self.config = config
         self.model_config = configuration.from_dict(SpeechTokenizerConfig, config.model, "config.model")
         self.data = configuration.from_dict(SpeechData, config.data, "config.data")
         self.objective = configuration.from_dict(SpeechObjective, config.objective, "config.objective")
         self._check_objective()
+        if workdir is not None:
+            self._read_data(workdir)
+
+    def _read_data(self, workdir: Path) -> None:
         self.text = WhisperText.from_folder(self.data.text_tokenizer)
         if self.text.size > self.model_config.whisper.n_vocab:
             n_vocab = self.model_config.whisper.n_vocab
@@ -155,16 +159,25 @@ class SpeechTokenizerTask:
         """From a speech tokenizer, or from a Whisper alone; then the bottleneck starts from random parameters."""
         if read_json(Path(folder) / "config.json").get("kind") != "whisper":
             found = load_config(folder, KIND, SpeechTokenizerConfig)
-            _check_equal(folder, found.whisper, self.model_config.whisper)
-            _check_equal(folder, found.quantizer, self.model_config.quantizer, but=OF_TRAINING)
+            check_equal(folder, found.whisper, self.model_config.whisper)
+            check_equal(folder, found.quantizer, self.model_config.quantizer, but=OF_TRAINING)
             return load_model(folder, self.make_model, jnp.float32, mesh)
         expected = self.model_config.whisper
-        _check_equal(folder, load_config(folder, "whisper", WhisperConfig), expected)
+        check_equal(folder, load_config(folder, "whisper", WhisperConfig), expected)
         model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
         model.whisper = load_model(folder, lambda rngs: Whisper(expected, rngs), jnp.float32, mesh)
         random = lambda: nnx.state(Quantizer(self.model_config.quantizer, nnx.Rngs(self.config.seed)))  # noqa: E731
         nnx.update(model.quantizer, jax.jit(random, out_shardings=replicated(mesh))())
         return model
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        B, S, L = self.config.train.batch_size, self.model_config.context_samples, self.data.text_length
+        text = jax.ShapeDtypeStruct((B, L), jnp.int32)
+        audio = {"audio": jax.ShapeDtypeStruct((B, S), jnp.float32), "samples": jax.ShapeDtypeStruct((B,), jnp.int32)}
+        return {**audio, "inputs": text, "targets": text}
+
+    def tokens_per_step(self) -> int:
+        return self.config.train.batch_size * self.model_config.quantizer.code_positions
 
     def batches(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(source) for source in self._sources]
@@ -269,15 +282,6 @@ class SpeechTokenizerTask:
         quantizer = self.model_config.quantizer
         counts = jnp.zeros(quantizer.codes).at[codes].add(heard)
         return counts if quantizer.mask_code is None else jnp.delete(counts, quantizer.mask_code, assume_unique_indices=True)
-
-
-def _check_equal(folder: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
-    """Refuses a model folder whose dataclass differs from the config's in other fields than ``but``."""
-    names = [field.name for field in dataclasses.fields(expected) if field.name not in but]
-    differ = [name for name in names if getattr(found, name) != getattr(expected, name)]
-    if differ:
-        faults = ", ".join(f"{name} {getattr(found, name)!r} (config: {getattr(expected, name)!r})" for name in differ)
-        raise InputError(f"{folder}: found {faults}; change config.model or give another init_from")
 
 
 def _count(mask: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,21 +12,31 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from ichigo_jax.errors import InputError
 from ichigo_jax.training.run_config import RunConfig
 
 Scalars = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """One of ``tasks``; built from the whole config and the run's folder, where it may record faults in the data."""
+    """One of ``tasks``; built from the whole config and the run's folder, where it may record faults in the data.
 
-    def __init__(self, config: RunConfig, workdir: Path): ...
+    Without a folder it reads no data and no weights and knows shapes alone: ``make_model``, ``batch_shapes``, ``loss``.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Path | None): ...
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """A model with random parameters."""
 
     def load_model(self, folder: str, mesh: Mesh) -> nnx.Module:
         """The model of a model folder, laid over the mesh; InputError where it is not the config's model."""
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a batch of all hosts."""
+
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch: ids of a language model, sound codes of a speech tokenizer, padding among them."""
 
     def batches(self) -> grain.MapDataset:
         """This host's part of batch 0, 1, 2, …, without end."""
@@ -52,3 +63,12 @@ class Task(Protocol):
 
     def save(self, model: nnx.Module, folder: Path) -> None:
         """Writes the model folder."""
+
+
+def check_equal(folder: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
+    """Refuses a model folder whose dataclass differs from the config's in other fields than ``but``."""
+    names = [field.name for field in dataclasses.fields(expected) if field.name not in but]
+    differ = [name for name in names if getattr(found, name) != getattr(expected, name)]
+    if differ:
+        faults = ", ".join(f"{name} {getattr(found, name)!r} (config: {getattr(expected, name)!r})" for name in differ)
+        raise InputError(f"{folder}: found {faults}; change config.model or give another init_from")

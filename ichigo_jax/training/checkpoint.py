@@ -74,7 +74,9 @@ class Checkpoints:
             except Exception as error:  # a damaged file shows in as many ways as there are libraries below
                 self._set_aside(step, error)
         if steps:
-            raise InputError(f"{self._folder}: none of the checkpoints of steps {steps[::-1]} can be read; restore one or remove all")
+            raise InputError(
+                f"{self._folder}: none of the checkpoints of steps {steps[::-1]} can be read; restore one or remove all"
+            )
         return None
 
     def close(self) -> None:

@@ -82,12 +82,18 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """What a run writes and how often, in steps; 0 is never. The last step is always logged, evaluated and saved."""
+    """What a run writes and how often, in steps; 0 is never. The last step is always logged, evaluated and saved.
+
+    Attributes:
+      checkpoints_kept: how many of the newest stay.
+      checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
+    """
 
     log_every: int
     evaluate_every: int
     checkpoint_every: int
     checkpoints_kept: int
+    checkpoint_kept_every: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,15 +195,16 @@ def test_a_trained_adapter_is_merged_resumed_exported_and_loaded_by_peft(root, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_tokenizer": "x"}, "config.model found beside config.init_from; .* set config.model to None or to an adapter"),
+        ({"text_tokenizer": "x"}, "config.model of a new model found beside config.init_from; expected None, or what"),
         (
-            {"adapter": {"rank": 4}, "base_dtype": "float32"},
+            {"llama": None, "adapter": {"rank": 4}, "base_dtype": "float32"},
             "config.model.adapter: missing field 'alpha'; missing field 'rslora'",
         ),
-        ({"adapter": None, "base_dtype": "float16"}, "config.model.base_dtype: found 'float16', expected one of"),
+        ({"llama": None, "adapter": None, "base_dtype": "float16"}, "config.model.base_dtype: found 'float16', expected one of"),
+        ({"llama": None, "adapter": None, "base_dtype": "float32"}, "base_dtype 'float32' found, expected one with an adapter"),
     ],
 )
-def test_config_model_beside_init_from_is_an_adapter_or_nothing(root, tmp_path, changes, message):
+def test_config_model_beside_init_from_is_of_that_model(root, tmp_path, changes, message):
     config = lora_config(root)
     object.__setattr__(config, "model", changes)
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,250 @@
+"""What a training run would need and how fast it could be, before anything is rented.
+
+    python -m ichigo_jax.plan --config configs/llama_pretrain.py:8b --topology v5e:4x4 [--config.section.field=value …]
+    python -m ichigo_jax.plan --config configs/speech_tokenizer.py:medium --topology v5e:2x4 --json
+
+Compiles the real training step for the slice with the TPU compiler (``pip install libtpu``), on a machine without a TPU, and
+reads from the compiled program what a chip must hold and move. ``cpu:N`` and ``gpu:N`` are devices of this machine. The times are
+a roofline: what arithmetic, main memory and interconnect allow at best when they overlap perfectly, so a real run is slower.
+``--search`` tries other meshes, rematerialisation and accumulation and shows what fits, the fastest first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ichigo_jax.errors import InputError, command
+from ichigo_jax.parallel import make_mesh, partition_spec
+from ichigo_jax.planning.chips import GIB, Topology, topology
+from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.planning.hlo import Program
+from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.train import make_program
+from ichigo_jax.training import run_config
+from ichigo_jax.training.run_config import MeshConfig, RunConfig
+
+DAY = 24 * 3600
+TENSOR_SPLITS = (1, 2, 4, 8)
+PARTS = (1, 2, 4, 8, 16)
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One compiled step; bytes and operations are of the compiled program, not estimates.
+
+    Attributes:
+      parameters: of the model, trained and frozen.
+      fits: whether a chip holds it; None where its memory is not known.
+      peak_bytes_per_chip: the state and the batch, what the step needs beside them, and the program itself.
+      argument_bytes_per_chip: of these, the state and the batch.
+      temporary_bytes_per_chip: of these, what the step needs beside them.
+      flops_per_step: of all chips together, what is computed anew counted again.
+      collective_bytes_per_step: sent by a chip, by kind.
+      memory_bytes_per_step: between a chip's cores and its main memory.
+      seconds_of: what each of the three would take alone.
+      step_seconds_roofline: the longest of them.
+      compute_bound: share of the step that arithmetic takes; the highest hardware utilisation there can be.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    remat: str
+    accumulation: int
+    parameters: int
+    chip_bytes: float | None
+    fits: bool | None
+    peak_bytes_per_chip: int
+    argument_bytes_per_chip: int
+    temporary_bytes_per_chip: int
+    flops_per_step: float
+    collective_bytes_per_step: dict[str, float]
+    memory_bytes_per_step: float
+    seconds_of: dict[str, float] | None
+    step_seconds_roofline: float | None
+    compute_bound: float | None
+    tokens_per_step: int
+    tokens_per_second: float | None
+    tokens_per_day: float | None
+    steps: int
+    days: float | None
+    compile_seconds: float
+
+
+def make_plan(config: RunConfig, slice: Topology) -> Plan:
+    """Compiles the step of ``config`` for a slice.
+
+    Raises:
+      InputError: a config that cannot run there, or one that the compiler finds no memory for; the message says how much.
+    """
+    mesh = make_mesh(vars(config.mesh), slice.devices)
+    task = make_task(config, None)
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        program = make_program(task, config, mesh)
+        batch = abstract_batch(task, mesh)
+        flops = count_flops(program.step, program.state, batch)
+        try:
+            compiled = program.step.lower(program.state, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if OUT_OF_MEMORY not in str(error):
+                raise
+            raise InputError(f"{slice.name}: {_first_sentence(error)}; {HINT}") from None
+    memory = compiled.memory_analysis()
+    moved = Program(compiled.as_text())
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = arguments + temporary + new_outputs + memory.generated_code_size_in_bytes
+    chip, chips = slice.chip, mesh.size
+    collectives, traffic = moved.collective_bytes(), moved.memory_bytes()
+    seconds_of = step = None
+    if chip is not None:
+        seconds_of = {
+            "arithmetic": flops / chips / chip.flops,
+            "memory": traffic / chip.bandwidth,
+            "interconnect": sum(collectives.values()) / chip.interconnect,
+        }
+        step = max(seconds_of.values())
+    tokens, steps = task.tokens_per_step(), config.train.steps
+    return Plan(
+        topology=slice.name,
+        chips=chips,
+        mesh=dict(mesh.shape),
+        remat=config.train.remat,
+        accumulation=config.train.accumulation,
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves((program.state.params, program.state.frozen))),
+        chip_bytes=chip and chip.memory,
+        fits=None if chip is None else peak <= chip.memory,
+        peak_bytes_per_chip=peak,
+        argument_bytes_per_chip=arguments,
+        temporary_bytes_per_chip=temporary,
+        flops_per_step=flops,
+        collective_bytes_per_step=collectives,
+        memory_bytes_per_step=traffic,
+        seconds_of=seconds_of,
+        step_seconds_roofline=step,
+        compute_bound=seconds_of and seconds_of["arithmetic"] / step,
+        tokens_per_step=tokens,
+        tokens_per_second=step and tokens / step,
+        tokens_per_day=step and tokens / step * DAY,
+        steps=steps,
+        days=step and steps * step / DAY,
+        compile_seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+HINT = (
+    "try --config.train.remat=full, more --config.train.accumulation, a larger fsdp or tensor axis of --config.mesh, "
+    "bfloat16 for --config.optimizer.state_dtype, or --search"
+)
+
+
+def abstract_batch(task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of all hosts as ``data.loading.read_batches`` lays it out."""
+    sharding = NamedSharding(mesh, PartitionSpec(partition_spec(["batch"])[0]))
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in task.batch_shapes().items()}
+
+
+def search(config: RunConfig, slice: Topology) -> Iterator[Plan]:
+    """Plans of all variants that compile and fit, as they are found: of each mesh and rematerialisation the one with the fewest
+    parts, since more parts only cost time."""
+    for mesh, remat in itertools.product(_meshes(len(slice.devices)), ("none", "dots", "full")):
+        rows = mesh.data * mesh.fsdp
+        for parts in PARTS:
+            if config.train.batch_size % (parts * rows):
+                continue
+            train = dataclasses.replace(config.train, remat=remat, accumulation=parts)
+            try:
+                plan = make_plan(dataclasses.replace(config, mesh=mesh, train=train), slice)
+            except InputError as error:
+                print(f"{mesh} remat {remat}, {parts} parts: {error}", file=sys.stderr)
+                continue
+            print(f"{mesh} remat {remat}, {parts} parts: {plan.peak_bytes_per_chip / GIB:.1f} GiB a chip", file=sys.stderr)
+            if plan.fits is not False:
+                yield plan
+                break
+
+
+def _meshes(devices: int) -> Iterator[MeshConfig]:
+    for tensor in TENSOR_SPLITS:
+        if devices % tensor == 0:
+            yield MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor, context=1)
+    if devices > 1:
+        yield MeshConfig(data=devices, fsdp=1, tensor=1, context=1)
+
+
+def described(plan: Plan) -> str:
+    """For people."""
+    gib = lambda size: f"{size / GIB:.2f} GiB"  # noqa: E731
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    collectives = ", ".join(f"{kind} {gib(size)}" for kind, size in plan.collective_bytes_per_step.items()) or "none"
+    rows = [
+        ("slice", f"{plan.topology}, {plan.chips} chips, {mesh}, remat {plan.remat}, {plan.accumulation} parts"),
+        ("parameters", f"{plan.parameters:,}"),
+        (
+            "memory a chip",
+            f"{gib(plan.peak_bytes_per_chip)}: state and batch {gib(plan.argument_bytes_per_chip)}, "
+            f"working {gib(plan.temporary_bytes_per_chip)}"
+            + ("" if plan.fits is None else f"; of {gib(plan.chip_bytes)}: {'fits' if plan.fits else 'DOES NOT FIT'}"),
+        ),
+        ("operations a step", f"{plan.flops_per_step:.3e}"),
+        ("sent by a chip", collectives),
+        ("memory traffic", gib(plan.memory_bytes_per_step)),
+    ]
+    if plan.seconds_of is not None:
+        alone = ", ".join(f"{name} {seconds:.3f}" for name, seconds in plan.seconds_of.items())
+        rows += [
+            ("seconds a step", f"{plan.step_seconds_roofline:.3f} at best ({alone})"),
+            ("utilisation", f"{plan.compute_bound:.0%} at best"),
+            ("tokens", f"{plan.tokens_per_second:,.0f} a second, {plan.tokens_per_day:.3e} a day at best"),
+            ("days", f"{plan.days:.2f} at best for {plan.steps} steps"),
+        ]
+    if plan.fits is False:
+        rows.append(("to make it fit", HINT))
+    return "\n".join(f"{name:20}{value}" for name, value in rows)
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return next((line for line in lines if "xceeded" in line or "out of memory" in line), lines[0]).strip()[:300]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ichigo_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="v5p:2x2x4, v5e:4x4, v6e:4x4, cpu:8, gpu:1")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--search", action="store_true", help="try meshes, rematerialisation and accumulation")
+    arguments, overrides = parser.parse_known_args(argv)
+    config = run_config.load(arguments.config, overrides)
+    slice = topology(arguments.topology)
+    if arguments.search:
+        plans = sorted(search(config, slice), key=lambda plan: plan.step_seconds_roofline or 0.0)
+        if not plans:
+            raise InputError(f"{slice.name}: nothing that was tried fits; take a larger slice or a smaller batch")
+    else:
+        plans = [make_plan(config, slice)]
+    if arguments.json:
+        found: Any = [dataclasses.asdict(plan) for plan in plans]
+        print(json.dumps(found if arguments.search else found[0]))
+    else:
+        print("\n\n".join(map(described, plans)))
+
+
+if __name__ == "__main__":
+    main()
