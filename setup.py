@@ -18,6 +18,7 @@ EXTRAS = {
         "einx",
         "more-itertools",
         "tiktoken",
+        "peft>=0.21",
     ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

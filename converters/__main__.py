@@ -98,7 +98,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     if found.format == "peft":
         lines |= lora.describe(found.path)
     elif found.kind == language_model.KIND:
-        lines |= language_model.describe(found.path, found.format)
+        lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
     elif found.kind == whisper.KIND:
         lines |= whisper.describe(whisper.open_source(found))
     elif found.kind == speech_tokenizer.KIND and found.format == "model folder":

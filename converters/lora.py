@@ -307,6 +307,15 @@ def describe(source: Path) -> dict[str, str]:
     }
 
 
+def describe_merged(source: Path) -> dict[str, str]:
+    """What ``inspect`` says of the adapter that a model folder holds beside its weights; nothing where there is none."""
+    if not (source / lora.ADAPTER_FOLDER).is_dir():
+        return {}
+    adapter = lora.load_adapter_config(source)
+    in_full = ", ".join(adapter.train_also) or "nothing"
+    return {"adapter": f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}; in full: {in_full}"}
+
+
 def _read_weights(source: Path) -> dict[str, safetensors_files.Tensor]:
     if not (source / WEIGHTS).is_file():
         raise InputError(f"{source}: no {WEIGHTS} found, expected the adapter's weights in it (PEFT's save_pretrained writes it)")

@@ -235,8 +235,8 @@ def save_adapter(folder: str | os.PathLike, config: LoraConfig, state: Mapping[s
     save_model(Path(folder) / ADAPTER_FOLDER, KIND, config, state, provenance, None)
 
 
-def load_adapter(folder: str | os.PathLike) -> tuple[LoraConfig, dict[ArrayPath, np.ndarray]]:
-    """The adapter of a merged model's folder.
+def load_adapter_config(folder: str | os.PathLike) -> LoraConfig:
+    """What the adapter of a merged model's folder is.
 
     Raises:
       InputError: a model that was trained without one.
@@ -244,7 +244,12 @@ def load_adapter(folder: str | os.PathLike) -> tuple[LoraConfig, dict[ArrayPath,
     adapter = Path(folder) / ADAPTER_FOLDER
     if not adapter.is_dir():
         raise InputError(f"{folder}: no {ADAPTER_FOLDER}/ found, expected a model that was trained with an adapter")
-    return load_config(adapter, KIND, LoraConfig), load_arrays(adapter)
+    return load_config(adapter, KIND, LoraConfig)
+
+
+def load_adapter(folder: str | os.PathLike) -> tuple[LoraConfig, dict[ArrayPath, np.ndarray]]:
+    """The adapter of a merged model's folder and its arrays; raises as ``load_adapter_config``."""
+    return load_adapter_config(folder), load_arrays(Path(folder) / ADAPTER_FOLDER)
 
 
 def weight_path(name: str) -> ArrayPath:

@@ -27,7 +27,7 @@ class TrainState:
     Attributes:
       step: int32, optimizer steps taken.
       params: trained parameters, float32.
-      frozen: parameters that are not trained.
+      frozen: parameters that are not trained, in the dtype that the task keeps them in.
       buffers: codebooks and their statistics.
       opt_state: the optimizer's.
       skipped: int32, steps skipped so far because a loss or gradient was not finite.

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from reference_weights import filled
+from test_speech_tokenizer_training import assert_close, recording
 from test_step import CONFIG, batch, run_config, task, three_steps
 
 from converters import engine, llama
@@ -38,13 +39,13 @@ def base(config):
     return filled(lambda rngs: Llama(config, rngs))
 
 
-def adapted(config, adapter, base_dtype="float32", random_b=True):
+def adapted(config, adapter, base_dtype="float32", b_std=0.3):
     model = base(config)
     lora.attach(model, adapter, base_dtype, nnx.Rngs(1))
-    if random_b:  # zeros, as B begins, would hide A
-        for name in adapter.linears:
-            b = getattr(model.layers, lora.LINEARS[name].module).adapters[name].b
-            b.set_value(0.3 * jax.random.normal(jax.random.key(len(name)), b.shape))
+    random = np.random.default_rng(2)
+    for name in adapter.linears:  # zeros, as B begins, would hide A
+        b = getattr(model.layers, lora.LINEARS[name].module).adapters[name].b
+        b.set_value(jnp.asarray(random.normal(0, b_std, b.shape), jnp.float32))
     return model
 
 
@@ -64,7 +65,7 @@ TOKENS = np.random.default_rng(1).integers(0, 60, (3, 12))
 
 
 def test_a_fresh_adapter_changes_nothing_and_starts_as_pefts():
-    model, plain = adapted(CONFIG, ALL, random_b=False), base(CONFIG)
+    model, plain = adapted(CONFIG, ALL, b_std=0.0), base(CONFIG)
     np.testing.assert_array_equal(logits(model, TOKENS), logits(plain, TOKENS))
     for name, inputs in (("q", 32), ("o", 32), ("down", 64)):
         adapter = getattr(model.layers, lora.LINEARS[name].module).adapters[name]
@@ -116,7 +117,7 @@ def test_adapters_are_laid_out_over_the_mesh():
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     model = base(CONFIG)
     lora.attach(model, ALL, "float32", nnx.Rngs(1), mesh)
-    plain = adapted(CONFIG, ALL, random_b=False)
+    plain = adapted(CONFIG, ALL, b_std=0.0)
     for name, adapter in model.layers.feed_forward.adapters.items():
         for part in ("a", "b"):
             variable = getattr(adapter, part)
@@ -164,14 +165,23 @@ def test_merging_adds_in_float32_and_goes_back_to_the_bases_dtype():
     [({"data": 2, "fsdp": 2, "tensor": 2}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 4), ({"fsdp": 4, "context": 2}, 1)],
 )
 def test_parts_and_meshes_give_the_same_step(expected, mesh, accumulation):
-    params, losses = three_steps(mesh, accumulation, lambda: adapted(CONFIG, ALL))
+    params, losses = three_steps(mesh, accumulation, gently_adapted)
     assert losses == pytest.approx(expected[1], abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[0])
 
 
+def gently_adapted():
+    """With weights on which gradient descent does not blow up rounding within three steps."""
+    model = adapted(CONFIG, ALL, b_std=0.1)
+    for name in ("embedding", "lm_head"):
+        parameter = getattr(model, name)
+        parameter.set_value(parameter[...] * 0.5)
+    return model
+
+
 @pytest.fixture(scope="module")
 def expected():
-    params, losses = three_steps(None, 1, lambda: adapted(CONFIG, ALL))
+    params, losses = three_steps(None, 1, gently_adapted)
     assert "adapters" in params["layers"]["attention"] and losses[0] - losses[-1] > 1e-2
     return params, losses
 
@@ -229,16 +239,14 @@ def their_gradients(config, adapter, theirs):
     return engine.assemble(engine.read_pieces(pieces, gradient, None), targets)
 
 
-def our_gradients(model, data):
-    graphdef, params, frozen, _ = split(model, ())
-
-    def loss(params):
-        return task().loss(nnx.merge(graphdef, params, frozen, {}), data, task().totals(data), jax.random.key(0))[0]
-
-    return flatten_dict(jax.jit(jax.grad(loss))(params))
+def assert_gradients_equal(found, expected):
+    found = flatten_dict(found)
+    assert found.keys() == expected.keys()
+    for path, gradient in expected.items():
+        assert_close(found[path], gradient, str(path))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "qwen2"])
 def test_logits_gradients_and_twenty_steps_equal_pefts(case):
     config, adapter = CASES[case]
     model, data = adapted(config, adapter), batch()
@@ -247,17 +255,9 @@ def test_logits_gradients_and_twenty_steps_equal_pefts(case):
         expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=1e-4)
 
-    their_loss(torch, theirs, data).backward()
-    found = our_gradients(model, data)
-    wanted = their_gradients(config, adapter, theirs)
-    assert found.keys() == wanted.keys()
-    for path, gradient in wanted.items():
-        error = np.linalg.norm(found[path] - gradient) / np.linalg.norm(gradient)
-        assert error < 1e-3, f"{path}: relative error {error:.2e}"
-
     settings = load("configs/nano_llama.py", []).optimizer
     settings = dataclasses.replace(settings, weight_decay_on="all", learning_rate=1e-2, warmup_steps=3, clip_norm=0.5)
-    ours = make_optimizer(settings, 20, model)
+    ours = recording(make_optimizer(settings, 20, model))
     graphdef, *parts = split(model, ())
     state = make_state(*parts, ours)
     step = jax.jit(make_step(task(), run_config(1), graphdef, ours))
@@ -270,11 +270,13 @@ def test_logits_gradients_and_twenty_steps_equal_pefts(case):
         optimizer.zero_grad()
         loss = their_loss(torch, theirs, data)
         loss.backward()
+        state, metrics = step(state, data)
+        if number == 0:
+            assert_gradients_equal(state.opt_state[0], their_gradients(config, adapter, theirs))
         torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
         optimizer.param_groups[0]["lr"] = float(schedule(number))
         optimizer.step()
         their_losses.append(loss.item())
-        state, metrics = step(state, data)
         losses.append(float(metrics["loss"]))
     assert their_losses[0] - their_losses[-1] > 0.3
     np.testing.assert_allclose(losses, their_losses, rtol=1e-3)
