@@ -215,14 +215,17 @@ def merge_arrays(
 
 def merge_weight(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
     """W + A B · scale of stacked layers in float32, back in W's dtype: [L, inputs, outputs], [L, inputs, r], [L, r, outputs]."""
+    weight = jnp.asarray(weight)
+    return jax.jit(_merge_layers, out_shardings=weight.sharding)(weight, a, b, scale)
 
+
+def _merge_layers(weight: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
     def layer(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         w, a, b = (array.astype(jnp.float32) for array in arrays)
         return (w + scale * jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)).astype(weight.dtype)
 
     # A layer at a time, so that float32 copies of a whole stack never exist.
-    weight = jnp.asarray(weight)
-    return jax.jit(lambda *arrays: jax.lax.map(layer, arrays), out_shardings=weight.sharding)(weight, a, b)
+    return jax.lax.map(layer, (weight, a, b))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

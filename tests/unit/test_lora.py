@@ -50,7 +50,7 @@ def adapted(config, adapter, base_dtype="float32", b_std=0.3):
 
 
 def arrays(model):
-    return {path: variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+    return {path: np.asarray(variable.get_value()) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 @nnx.jit
@@ -189,9 +189,18 @@ def expected():
 # Against PEFT --------------------------------------------------------------------------------------------------------
 
 
-def peft_model(config, adapter, model):
-    """PEFT's model with our weights, A and B."""
+@pytest.fixture
+def torch():
+    """With one thread: at these sizes more of them only wait for each other."""
     torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
+
+
+def peft_model(torch, config, adapter, model):
+    """PEFT's model with our weights, A and B."""
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
     values = llama.config_to_hf(config, "float32", {}) | {"attn_implementation": "eager"}
@@ -201,14 +210,14 @@ def peft_model(config, adapter, model):
     theirs = peft.get_peft_model(network, peft.LoraConfig(**fields))
     table = llama.table(config), engine.target_shapes(lambda rngs: Llama(config, rngs))
     of_adapter = peft_format.table(config, adapter), peft_format.target_shapes(config, adapter)
-    named = dict(theirs.named_parameters(remove_duplicate=False))
+    named, state = dict(theirs.named_parameters(remove_duplicate=False)), arrays(model)
     with torch.no_grad():
         for rows, targets in (table, of_adapter):
             for piece in engine.expand(rows, targets):
-                value = torch.from_numpy(np.array(engine.foreign_tensor(piece, arrays(model))))
+                value = torch.from_numpy(engine.foreign_tensor(piece, state).copy())
                 for key in names_in_peft(piece.source, named):
                     named[key].copy_(value)
-    return torch, theirs
+    return theirs
 
 
 def names_in_peft(source, named):
@@ -247,10 +256,10 @@ def assert_gradients_equal(found, expected):
 
 
 @pytest.mark.parametrize("case", ["llama", "llama-tied", "qwen2"])
-def test_logits_gradients_and_twenty_steps_equal_pefts(case):
+def test_logits_gradients_and_twenty_steps_equal_pefts(torch, case):
     config, adapter = CASES[case]
     model, data = adapted(config, adapter), batch()
-    torch, theirs = peft_model(config, adapter, model)
+    theirs = peft_model(torch, config, adapter, model)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=1e-4)
