@@ -78,6 +78,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "noise_snr_db": (5.0, 20.0),
             },
             "optimizer": {
+                "name": "adamw",
+                "state_dtype": "float32",
                 "learning_rate": 1.5e-3,
                 "linear_rate_width": None,
                 "embedding_rate": 1.0,
@@ -97,9 +99,13 @@ def get_config(argument: str = "") -> ConfigDict:
                 "steps": 720,
                 "batch_size": 16,
                 "accumulation": 1,
+                "param_dtype": "float32",
                 "compute_dtype": "float32",
+                "attention": "xla",
                 "remat": "none",
                 "stop_after_nonfinite": 10,
+                "spike_factor": config_dict.placeholder(float),
+                "spike_window": 64,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "output": {

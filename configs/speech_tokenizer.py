@@ -23,7 +23,7 @@ codes, 4.28/9.35 with 2048 + 512 merged; Whisper medium.en itself 2.88/6.04. Bat
 
 import math
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.training.run_config import parse_argument
@@ -136,6 +136,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "noise_snr_db": (5.0, 20.0),
             },
             "optimizer": {
+                "name": "adamw",
+                "state_dtype": "float32",
                 "learning_rate": 1e-3,
                 "linear_rate_width": 3 * HEAD_WIDTH,
                 "embedding_rate": 1.0,
@@ -155,9 +157,13 @@ def get_config(argument: str = "") -> ConfigDict:
                 "steps": EPOCHS[options.phase] * STEPS_PER_EPOCH,
                 "batch_size": BATCH_SIZE,
                 "accumulation": 1,
+                "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
+                "attention": "xla",
                 "remat": "dots",
                 "stop_after_nonfinite": 10,
+                "spike_factor": config_dict.placeholder(float),
+                "spike_window": 64,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "output": {

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ichigo_jax import errors
 from ichigo_jax.data.loading import read_batches
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.attention import check_backend
 from ichigo_jax.models.modules import Buffer, cast_params
 from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
@@ -33,10 +34,10 @@ from ichigo_jax.training.checkpoint import Checkpoints
 from ichigo_jax.training.metrics import MetricsLog
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
-from ichigo_jax.training.state import TrainState, logical_axes, make_state, split, state_shardings
+from ichigo_jax.training.state import TrainState, is_spike, logical_axes, make_state, split, state_shardings
 from ichigo_jax.training.stop import StopSignals
 
-NOT_FINITE = "the last {} losses or gradients were not finite; lower the learning rate or look at the data"
+SKIPPED = "the last {} steps had losses or gradients that were not finite or spiked; lower the learning rate or look at the data"
 
 
 def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
@@ -52,30 +53,38 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         totals = task.totals(batch)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), parts)
+        full = cast_params(state.params, jnp.float32)  # whatever they are kept in, gradients and updates are float32
 
-        def add_part(buffers, part_and_key):
+        def part_of_sums(buffers, part, key):
             (_, (metrics, buffers)), grads = jax.value_and_grad(loss, has_aux=True)(
-                state.params, state.frozen, buffers, part_and_key[0], totals, part_and_key[1]
+                full, state.frozen, buffers, part, totals, key
             )
             return buffers, (grads, metrics)
 
+        def add_part(carry, part_and_key):
+            buffers, new = part_of_sums(carry[0], *part_and_key)
+            return (buffers, jax.tree.map(jnp.add, carry[1], new)), None
+
         # Parts interleave the batch (row r belongs to part r mod parts), so that each stays spread over the data axis.
         split_batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        first = (state.buffers, jax.tree.map(lambda x: x[0], split_batch), keys[0])
         if parts == 1:
-            buffers, (grads, metrics) = add_part(state.buffers, (batch, keys[0]))
+            buffers, (grads, metrics) = part_of_sums(*first)
         else:
-            buffers, stacked = jax.lax.scan(add_part, state.buffers, (split_batch, keys))
-            grads, metrics = jax.tree.map(lambda x: x.sum(0), stacked)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of_sums, *first)[1])
+            (buffers, (grads, metrics)), _ = jax.lax.scan(add_part, (state.buffers, zeros), (split_batch, keys))
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, full)
         grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-        new = (optax.apply_updates(state.params, updates), buffers, opt_state)
-        old = (state.params, state.buffers, state.opt_state)
-        params, buffers, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        skipped = state.skipped + ~finite
-        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-        state = TrainState(state.step + 1, params, state.frozen, buffers, opt_state, skipped, in_a_row)
+        fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        fine &= ~is_spike(state.recent_norms, grad_norm, config.train.spike_factor)
+        norms = jnp.append(state.recent_norms[1:], grad_norm)
+        new = (optax.apply_updates(state.params, updates), buffers, opt_state, norms)
+        old = (state.params, state.buffers, state.opt_state, state.recent_norms)
+        params, buffers, opt_state, norms = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+        skipped = state.skipped + ~fine
+        in_a_row = jnp.where(fine, 0, state.skipped_in_a_row + 1)
+        state = TrainState(state.step + 1, params, state.frozen, buffers, opt_state, skipped, in_a_row, norms)
         return state, {**metrics, "grad_norm": grad_norm, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
 
     return step
@@ -104,10 +113,11 @@ def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract)
 
     def initial_state(model: nnx.Module) -> TrainState:
-        return make_state(*split(model, frozen)[1:], optimizer)
+        _, params, untrained, buffers = split(model, frozen)
+        return make_state(cast_params(params, config.train.param_dtype), untrained, buffers, optimizer, config.train.spike_window)
 
     state = jax.eval_shape(lambda: initial_state(task.make_model(nnx.Rngs(config.seed))))
-    shardings = state_shardings(state, logical_axes(abstract, frozen), optimizer, mesh)
+    shardings = state_shardings(state, logical_axes(abstract, frozen), mesh)
     state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings)
     graphdef = split(abstract, frozen)[0]
     step = jax.jit(make_step(task, config, graphdef, optimizer), donate_argnums=0, out_shardings=(shardings, None))
@@ -121,6 +131,7 @@ def train(config: RunConfig, workdir: Path) -> int:
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     mesh = make_mesh(vars(config.mesh))
+    check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     steps, output = config.train.steps, config.output
@@ -160,10 +171,11 @@ def train(config: RunConfig, workdir: Path) -> int:
             if due(output.log_every, step):
                 values = task.report(jax.device_get(metrics))
                 rate = (step - logged) / (time.perf_counter() - clock)
-                log.write(step, {**values, "learning_rate": learning_rate(step - 1), "steps_per_second": rate})
+                taken = step - values["skipped_steps"]
+                log.write(step, {**values, "learning_rate": learning_rate(max(taken - 1, 0)), "steps_per_second": rate})
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
                 if values["skipped_in_a_row"] >= config.train.stop_after_nonfinite:
-                    raise InputError(f"step {step}: {NOT_FINITE.format(int(values['skipped_in_a_row']))}")
+                    raise InputError(f"step {step}: {SKIPPED.format(int(values['skipped_in_a_row']))}")
                 clock, logged = time.perf_counter(), step
             progress.update()
 

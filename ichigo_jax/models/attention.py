@@ -1,9 +1,20 @@
-"""Scaled dot-product attention, one function for every model here."""
+"""Scaled dot-product attention, one function for every model here, and faster kernels for rows of a language model."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import dividing_spec
+
+Backend = Literal["xla", "cudnn", "splash"]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+SPLASH_BLOCKS = (512, 256, 128)  # tokens of a tile, the largest that divides a row
 
 # Scores a head from which a CPU takes the heads one by one. All heads' scores at once fall out of its caches: of Whisper's
 # 1500 x 1500 that takes twice as long. Of a few hundred positions it is as fast, and its gradient faster.
@@ -60,3 +71,88 @@ def _head_by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def causal_mask(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
     """True where a key is not after the query. [B, T], [B, S] -> [B, 1, T, S]."""
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Causal attention over rows of tokens, by back end
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def causal_attention(backend: Backend, length: int, segment_ids: jax.Array | None) -> Attend:
+    """A function of queries [B, T, N, H], keys and values [B, T, K, H] in which a token sees its segment up to itself.
+
+    Made once and called in every layer, so that masks are not built anew.
+
+    Args:
+      backend: "xla", everywhere; "cudnn", flash attention on NVIDIA GPUs in bfloat16; "splash", flash attention on TPUs, for
+        rows of a multiple of 128 tokens. Only "xla" takes memory of the square of the length for each head.
+      length: T.
+      segment_ids: int32 [B, T], tokens see only equal ids; None: a row is one sequence.
+    """
+    if backend == "splash":
+        return functools.partial(splash_attention, segment_ids=segment_ids)
+    mask = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    if backend == "cudnn":
+        # Segments become a bias [B, 1, T, T] that all heads share. cuDNN's ragged layout would do without one, but takes a
+        # fixed number of segments and is not in JAX's public interface. Without segments there is no bias.
+        return functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=True, implementation="cudnn")
+    index = jnp.arange(length)[None]
+    causal = causal_mask(index, index)
+    return functools.partial(attention, mask=causal if mask is None else causal & mask)
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, interpret: bool = False
+) -> jax.Array:
+    """``causal_attention`` by JAX's Pallas kernel for TPUs, each device on its own rows and heads.
+
+    Args:
+      q, k, v, segment_ids: as there.
+      interpret: run the kernel's program without a TPU, for tests.
+
+    Raises:
+      InputError: rows of another length than a multiple of 128.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # Pallas takes long to import
+
+    T, _, H = q.shape[1:]
+    block = next((size for size in SPLASH_BLOCKS if T % size == 0), None)
+    if block is None:
+        raise InputError(
+            f"rows of {T} tokens found, attention 'splash' expects a multiple of {SPLASH_BLOCKS[-1]}; change the length"
+        )
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    blocks = splash.BlockSizes(**dict.fromkeys(names, block), block_kv_compute=block, block_kv_dkv_compute=block)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: splash.SegmentIds | None) -> jax.Array:
+        q, k, v = (x.swapaxes(1, 2) for x in (q * H**-0.5, k, v))
+        mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * q.shape[1])
+        kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+        return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)
+
+    segments = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segments)
+    # By the key/value heads also for the queries, so that a device holds both of a group.
+    heads = dividing_spec(mesh, ("batch", None, "kv_heads", None), k.shape)
+    rows = dividing_spec(mesh, ("batch", None), q.shape[:2])
+    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(q, k, v, segments)
+
+
+def check_backend(backend: Backend, platform: str, compute_dtype: str, context: int) -> None:
+    """Refuses a back end that the devices, the precision or the mesh do not have.
+
+    Args:
+      backend: of the run.
+      platform: "cpu", "gpu" or "tpu", as ``jax.Device.platform``.
+      compute_dtype: of the run.
+      context: devices along the mesh axis that time is split over.
+    """
+    needed = {"xla": platform, "cudnn": "gpu", "splash": "tpu"}[backend]
+    if platform != needed:
+        raise InputError(f"attention {backend!r} found on {platform} devices, expected {needed}; set train.attention to 'xla'")
+    if backend == "cudnn" and compute_dtype != "bfloat16":
+        raise InputError(f"attention 'cudnn' found with compute_dtype {compute_dtype!r}, expected 'bfloat16' or attention 'xla'")
+    if backend != "xla" and context != 1:
+        raise InputError(f"attention {backend!r} found with mesh.context {context}, expected 1: it needs whole rows; or 'xla'")

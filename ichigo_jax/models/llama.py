@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import attention, causal_mask
+from ichigo_jax.models.attention import Attend, Backend, attention, causal_attention, causal_mask
 from ichigo_jax.models.modules import (
     Adaptable,
     Remat,
@@ -260,16 +260,19 @@ class Llama(nnx.Module):
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
         remat: Remat = "none",
+        backend: Backend = "xla",
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the network up to its last norm.
 
         Args:
           tokens: int32 [B, T]; callers check on the host that every id is below ``vocab_size``.
           positions: int32 [B, T], each token's place in its own sequence (or segment), from 0.
-          segment_ids: int32 [B, T] for packed rows: tokens attend only within equal ids. Not together with ``cache``.
+          segment_ids: int32 [B, T] for packed rows: tokens attend only within equal ids. Not together with ``cache``; without
+            both, a token sees all that stand before it in its row.
           cache: what earlier calls left; this call's keys and values are added at ``positions`` (those beyond the cache's
             length are dropped).
           remat: what the backward pass computes anew (``modules.scan_layers``).
+          backend: of the attention (``attention.causal_attention``); with a cache it is always XLA's.
 
         Returns:
           Hidden states [B, T, D] and the cache with this call's tokens (None without a cache).
@@ -278,19 +281,16 @@ class Llama(nnx.Module):
         cos, sin = rotary_angles(positions, jnp.asarray(inverse_frequencies(self.config.llama)))
         x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "time", "activation")
         if cache is None:
-            mask = causal_mask(positions, positions)
-            if segment_ids is not None:
-                mask &= (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-            x = self._layers(x, cos, sin, mask, remat)
+            x = self._layers(x, cos, sin, causal_attention(backend, tokens.shape[1], segment_ids), remat)
         else:
             slots = jnp.arange(cache.k.shape[2])[None]
             x, cache = self._cached_layers(x, cos, sin, causal_mask(positions, slots), positions, cache, remat)
         return self.norm(x), cache
 
-    def _layers(self, x, cos, sin, mask, remat):
+    def _layers(self, x, cos, sin, attend: Attend, remat):
         def layer(block, x, _):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
-            return block.finish(x, attention(q, k, v, mask)), None
+            return block.finish(x, attend(q, k, v)), None
 
         return scan_layers(self.layers, layer, x, remat=remat)[0]
 
@@ -311,8 +311,11 @@ class Llama(nnx.Module):
         indices = jnp.arange(self.config.llama.num_hidden_layers)
         return scan_layers(self.layers, layer, (x, cache), indices, remat=remat)[0]
 
+    def output_kernel(self) -> jax.Array:
+        """What hidden states are multiplied by for logits, [D, V']; the padding rows' columns come last."""
+        return self.embedding[...].T if self.config.llama.tie_word_embeddings else self.lm_head[...]
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] -> float32 logits [B, T, V], padding rows left out."""
-        kernel = self.embedding[...].T if self.config.llama.tie_word_embeddings else self.lm_head[...]
-        out = project(hidden, kernel, dtype=jnp.float32)
+        out = project(hidden, self.output_kernel(), dtype=jnp.float32)
         return out[..., : self.config.llama.vocab_size]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ichigo_jax.errors import InputError
 
@@ -81,7 +81,7 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
         if axis is not None and axis not in RULES:
             raise InputError(f"logical axis {axis!r} found, expected one of {', '.join(RULES)}")
         entry = RULES[axis] if axis is not None else None
-        for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
+        for mesh_axis in mesh_axes(entry):
             if mesh_axis in taken:
                 raise InputError(f"logical axes {taken[mesh_axis]!r} and {axis!r} of one array both map to {mesh_axis!r}")
             taken[mesh_axis] = str(axis)
@@ -105,7 +105,7 @@ def named_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int],
         raise InputError(f"{name}: shape {tuple(shape)} has {len(shape)} dimensions, expected one for each of {tuple(axes)}")
     spec = partition_spec(axes)
     for axis, entry, size in zip(axes, spec, shape):
-        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in ((entry,) if isinstance(entry, str) else entry or ()))
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes(entry))
         if size % parts:
             raise InputError(f"{name}: axis {axis!r} of size {size} cannot be split over {parts} devices (mesh axis {entry!r})")
     return NamedSharding(mesh, spec)
@@ -119,12 +119,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, dividing_spec(mesh, axes, x.shape))
+
+
+def dividing_spec(mesh: AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """``partition_spec`` without the axes whose size the mesh does not divide."""
     entries: list[Any] = []
-    for entry, size in zip(partition_spec(axes), x.shape):
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        parts = math.prod(mesh.shape[name] for name in names)
+    for entry, size in zip(partition_spec(axes), shape):
+        parts = math.prod(mesh.shape[name] for name in mesh_axes(entry))
         entries.append(entry if size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    return PartitionSpec(*entries)
+
+
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one entry of a ``PartitionSpec`` names."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

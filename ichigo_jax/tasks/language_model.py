@@ -32,7 +32,7 @@ from ichigo_jax.storage import read_json, whole
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
-from ichigo_jax.training.losses import count_targets, cross_entropy_sums
+from ichigo_jax.training.losses import count_targets, vocabulary_loss
 from ichigo_jax.training.run_config import RunConfig
 
 KIND = "language_model"
@@ -121,9 +121,23 @@ class LanguageData:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageObjective:
-    """What is minimised: the cross-entropy of "all" ids but the first, or of the "answers" alone."""
+    """What is minimised: the cross-entropy of the next id.
+
+    Attributes:
+      predict: "all" ids but the first, or the "answers" alone.
+      loss_chunk: tokens whose logits a device holds at a time; None: those of all its tokens.
+      z_loss: weight of the squared log-normaliser (``training.losses.vocabulary_loss``).
+    """
 
     predict: Literal["all", "answers"]
+    loss_chunk: int | None
+    z_loss: float
+
+    def __post_init__(self):
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise InputError(f"loss_chunk {self.loss_chunk} found, expected a positive number of tokens or None")
+        if self.z_loss < 0:
+            raise InputError(f"z_loss {self.z_loss} found, expected 0 or more")
 
 
 class LanguageModelTask:
@@ -193,7 +207,7 @@ class LanguageModelTask:
         return model
 
     def load_model(self, folder: str, mesh: Mesh) -> Llama:
-        dtype = self.starting.base_dtype or jnp.float32
+        dtype = jnp.dtype(self.starting.base_dtype or self.config.train.param_dtype)
         model = load_model(folder, lambda rngs: Llama(self.model_config, rngs), dtype, mesh)
         if self.starting.adapter is not None:
             lora.attach(model, self.starting.adapter, self.starting.base_dtype, nnx.Rngs(self.config.seed), mesh)
@@ -218,9 +232,15 @@ class LanguageModelTask:
         return {"targets": count_targets(batch["targets"])}
 
     def loss(self, model: Llama, batch: Mapping[str, jax.Array], totals: Scalars, key: jax.Array) -> tuple[jax.Array, Scalars]:
-        hidden, _ = model(batch["tokens"], batch["positions"], segment_ids=batch["segment_ids"], remat=self.config.train.remat)
-        loss, correct = cross_entropy_sums(model.logits(hidden), batch["targets"])
-        return loss / totals["targets"], {"accuracy": correct / totals["targets"]}
+        train, objective = self.config.train, self.objective
+        segments = batch["segment_ids"] if self.data.packing else None  # else padding comes last, where no token sees it
+        hidden, _ = model(batch["tokens"], batch["positions"], segment_ids=segments, remat=train.remat, backend=train.attention)
+        vocab_size = self.model_config.llama.vocab_size
+        sums = vocabulary_loss(
+            hidden, model.output_kernel(), batch["targets"], vocab_size, objective.loss_chunk, objective.z_loss
+        )
+        loss, cross_entropy, correct = (value / totals["targets"] for value in sums)
+        return loss, {"cross_entropy": cross_entropy, "accuracy": correct}
 
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         return dict(metrics)

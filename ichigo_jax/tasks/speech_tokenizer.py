@@ -133,6 +133,8 @@ class SpeechTokenizerTask:
 
     def _check_objective(self) -> None:
         objective, frozen = self.objective, self.config.optimizer.frozen
+        if self.config.train.attention != "xla":
+            raise InputError(f"train.attention {self.config.train.attention!r} found, expected 'xla': Whisper has no other")
         if not objective.bottleneck and (objective.kl_weight or objective.noise_weight):
             raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
         if objective.kl_weight and "whisper" not in frozen:
@@ -161,11 +163,11 @@ class SpeechTokenizerTask:
             found = load_config(folder, KIND, SpeechTokenizerConfig)
             check_equal(folder, found.whisper, self.model_config.whisper)
             check_equal(folder, found.quantizer, self.model_config.quantizer, but=OF_TRAINING)
-            return load_model(folder, self.make_model, jnp.float32, mesh)
+            return load_model(folder, self.make_model, self.config.train.param_dtype, mesh)
         expected = self.model_config.whisper
         check_equal(folder, load_config(folder, "whisper", WhisperConfig), expected)
         model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
-        model.whisper = load_model(folder, lambda rngs: Whisper(expected, rngs), jnp.float32, mesh)
+        model.whisper = load_model(folder, lambda rngs: Whisper(expected, rngs), self.config.train.param_dtype, mesh)
         random = lambda: nnx.state(Quantizer(self.model_config.quantizer, nnx.Rngs(self.config.seed)))  # noqa: E731
         nnx.update(model.quantizer, jax.jit(random, out_shardings=replicated(mesh))())
         return model

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ichigo_jax.data.loading import IGNORE
+from ichigo_jax.parallel import dividing_spec, mesh_axes
 
 
 def cross_entropy_sums(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,3 +49,140 @@ def count_rows(targets: jax.Array) -> jax.Array:
 def count_targets(targets: jax.Array) -> jax.Array:
     """Number of targets that carry loss, at least 1, as a float32 scalar."""
     return jnp.maximum((targets != IGNORE).sum(), 1).astype(jnp.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cross-entropy of hidden states, a chunk of tokens at a time
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class VocabularyLoss(NamedTuple):
+    """Sums over the targets that are not ``IGNORE``, float32 scalars; only ``loss`` has a gradient.
+
+    Attributes:
+      loss: cross-entropy plus z-loss, what is minimised.
+      cross_entropy: alone.
+      correct: number of targets with the largest logit.
+    """
+
+    loss: jax.Array
+    cross_entropy: jax.Array
+    correct: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def vocabulary_loss(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, vocab_size: int, chunk: int | None, z_loss: float
+) -> VocabularyLoss:
+    """``cross_entropy_sums`` of ``hidden @ kernel`` with the logits of ``chunk`` tokens in memory at a time.
+
+    The forward pass computes a chunk's gradient while it has its logits, as the gradient of a sum it is known but for a
+    factor; so nothing is computed twice (Hsu et al. 2024, "Liger Kernel", https://arxiv.org/abs/2410.10989). On a mesh every
+    device goes through its own rows' tokens and its own part of the vocabulary, and the kernel's gradient is summed over
+    devices once, after the last chunk.
+
+    Args:
+      hidden: [B, T, D].
+      kernel: [D, V'], V' >= vocab_size.
+      targets: int32 [B, T].
+      vocab_size: V; the kernel's columns from V on exist for the mesh only and have no logits.
+      chunk: tokens whose logits one device holds at a time; None: all of them.
+      z_loss: weight of the squared log-normaliser, which keeps logits from drifting (PaLM, https://arxiv.org/abs/2204.02311).
+    """
+    return _over_mesh(hidden, kernel, targets, vocab_size, chunk, z_loss, with_gradients=False)[0]
+
+
+def _forward(hidden, kernel, targets, vocab_size, chunk, z_loss):
+    return _over_mesh(hidden, kernel, targets, vocab_size, chunk, z_loss, with_gradients=True)
+
+
+def _backward(vocab_size, chunk, z_loss, gradients, cotangent):
+    hidden, kernel = ((cotangent.loss * gradient).astype(gradient.dtype) for gradient in gradients)
+    return hidden, kernel, None
+
+
+vocabulary_loss.defvjp(_forward, _backward)
+
+
+def _over_mesh(hidden, kernel, targets, vocab_size, chunk, z_loss, with_gradients):
+    """The sums, and the gradients of ``loss`` for hidden [B, T, D] and kernel [D, V'], in their dtypes, or None."""
+    local = functools.partial(_chunk_by_chunk, vocab_size=vocab_size, chunk=chunk, z_loss=z_loss, with_gradients=with_gradients)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(hidden, kernel, targets, token_axes=(), vocab_axes=(), embed_axes=())
+    tokens = dividing_spec(mesh, ("batch", "time"), targets.shape)
+    embed, vocab = dividing_spec(mesh, ("embed", "vocab"), kernel.shape)
+    token_axes, vocab_axes, embed_axes = (
+        tuple(axis for entry in entries for axis in mesh_axes(entry) if mesh.shape[axis] > 1)
+        for entries in (tokens, (vocab,), (embed,))
+    )
+    if not set(embed_axes) <= set(token_axes):
+        embed, embed_axes = None, ()  # every device along them has the whole sum already
+    local = functools.partial(local, token_axes=token_axes, vocab_axes=vocab_axes, embed_axes=embed_axes)
+    everywhere = VocabularyLoss(*(PartitionSpec(),) * 3)
+    gradients = (PartitionSpec(*tokens, None), PartitionSpec(embed, vocab)) if with_gradients else None
+    return jax.shard_map(
+        local,
+        in_specs=(PartitionSpec(*tokens, None), PartitionSpec(None, vocab), tokens),
+        out_specs=(everywhere, gradients),
+        check_vma=False,
+    )(hidden, kernel, targets)
+
+
+def _chunk_by_chunk(
+    hidden, kernel, targets, *, vocab_size, chunk, z_loss, with_gradients, token_axes, vocab_axes, embed_axes
+):  # fmt: skip
+    """One device's part of ``_over_mesh``: its tokens [b, t], its columns of the kernel [D, v]."""
+    columns = jax.lax.axis_index(vocab_axes) * kernel.shape[1] + jnp.arange(kernel.shape[1])
+    exists = columns < vocab_size
+
+    def one_chunk(carry, tokens):
+        sums, kernel_gradient = carry
+        x, target = tokens
+        counted = target != IGNORE
+        logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+        logits = jnp.where(exists, logits, jnp.finfo(jnp.float32).min)
+        largest = _across(jax.lax.pmax, logits.max(-1), vocab_axes)
+        exponentials = jnp.exp(logits - largest[:, None])
+        total = _across(jax.lax.psum, exponentials.sum(-1), vocab_axes)
+        place = target - columns[0]
+        mine = (place >= 0) & (place < columns.size)
+        picked = jnp.take_along_axis(logits, jnp.where(mine, place, 0)[:, None], axis=-1)[:, 0]
+        picked = _across(jax.lax.psum, jnp.where(mine, picked, 0.0), vocab_axes)
+        normalizer = jnp.log(total) + largest
+        cross_entropy = jnp.where(counted, normalizer - picked, 0.0).sum()
+        drift = jnp.where(counted, jnp.square(normalizer), 0.0).sum()
+        correct = (counted & (picked >= largest)).sum().astype(jnp.float32)
+        new = VocabularyLoss(cross_entropy + z_loss * drift, cross_entropy, correct)
+        sums = jax.tree.map(jnp.add, sums, new)
+        if not with_gradients:
+            return (sums, None), None
+        weight = jnp.where(counted, (1 + 2 * z_loss * normalizer) / total, 0.0)
+        gradient = weight[:, None] * exponentials - (counted[:, None] & (columns == target[:, None]))
+        gradient = gradient.astype(kernel.dtype)
+        kernel_gradient += jnp.dot(x.T, gradient, preferred_element_type=jnp.float32)
+        return (sums, kernel_gradient), jnp.dot(gradient, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    D = hidden.shape[-1]
+    x, target = hidden.reshape(-1, D), targets.reshape(-1)
+    size = len(target) if chunk is None else min(chunk, len(target))
+    missing = -len(target) % size
+    x = jnp.pad(x, ((0, missing), (0, 0))).reshape(-1, size, D)
+    target = jnp.pad(target, (0, missing), constant_values=IGNORE).reshape(-1, size)
+    zeros = VocabularyLoss(*(jnp.zeros((), jnp.float32),) * 3)
+    start = (zeros, jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None)
+    (sums, kernel_gradient), hidden_gradient = jax.lax.scan(one_chunk, start, (x, target))
+    sums = _across(jax.lax.psum, sums, token_axes)
+    if not with_gradients:
+        return sums, None
+    hidden_gradient = hidden_gradient.reshape(-1, D)[: targets.size].reshape(hidden.shape)
+    hidden_gradient = _across(jax.lax.psum, hidden_gradient, vocab_axes)
+    if embed_axes:
+        kernel_gradient = jax.lax.psum_scatter(kernel_gradient, embed_axes, scatter_dimension=0, tiled=True)
+    kernel_gradient = _across(jax.lax.psum, kernel_gradient, tuple(axis for axis in token_axes if axis not in embed_axes))
+    return sums, (hidden_gradient, kernel_gradient.astype(kernel.dtype))
+
+
+def _across(collective, x, axes):
+    """Nothing to exchange where no mesh axis is named; XLA would still be asked to."""
+    return collective(x, axes) if axes else x

@@ -19,20 +19,29 @@ from ichigo_jax.storage import read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a decay.
+    """AdamW or one of its lighter kin, with a warm-up and a decay of the rate.
 
     Attributes:
+      name: "adamw"; "adam_mini", whose second moments are one for each block of a parameter (``optimizer.scale_by_adam_mini``);
+        "adafactor", whose second moments are a row and a column (``optimizer.scale_by_adafactor``).
+      state_dtype: what moments are kept in; they are computed in float32. A bfloat16 second moment stands still where a step
+        changes it by less than a 256th, so b2 should stay below about 0.99 with it.
       learning_rate: the peak.
       linear_rate_width: a linear layer with F inputs learns at ``linear_rate_width / F`` times the rate; None: at the rate.
       embedding_rate: embeddings and learned positions learn at this times the rate.
       warmup_steps: steps from ``warmup_from`` times the peak up to the peak.
       decay: "cosine" down to ``decay_to`` times the peak at the last step, the same for all parameters whatever their own
         peak, or "constant".
+      b1: decay of the first moment; Adafactor keeps none where it is 0.
+      b2: decay of the second moment; Adafactor's rises to it.
+      eps: added to the root of the second moment, by AdamW and Adam-mini.
       weight_decay: AdamW's; on matrices only, on all parameters, or on all but the scales and biases of norms and embeddings.
       clip_norm: bound of the global gradient norm.
       frozen: parameters whose dotted name begins with one of these are not trained.
     """
 
+    name: Literal["adamw", "adafactor", "adam_mini"]
+    state_dtype: Literal["float32", "bfloat16"]
     learning_rate: float
     linear_rate_width: int | None
     embedding_rate: float
@@ -57,17 +66,32 @@ class TrainConfig:
       steps: optimizer steps of the whole run.
       batch_size: examples a step, over all hosts and accumulation parts together.
       accumulation: parts that a batch is computed in, one after the other.
-      compute_dtype: what the parameters are cast to for the forward and backward pass; they are kept in float32.
+      param_dtype: what the parameters are kept in; they are updated in float32.
+      compute_dtype: what the parameters are cast to for the forward and backward pass.
+      attention: back end (``attention.causal_attention``).
       remat: what the backward pass computes anew (``modules.scan_layers``).
-      stop_after_nonfinite: consecutive steps with a non-finite loss or gradient, each skipped, before the run stops.
+      stop_after_nonfinite: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run stops.
+      spike_factor: a step whose gradient norm is above this times the median of the last ``spike_window`` norms that were not
+        skipped is skipped as well, once there are so many; None: no step is.
+      spike_window: gradient norms that are kept for it.
     """
 
     steps: int
     batch_size: int
     accumulation: int
+    param_dtype: Literal["float32", "bfloat16"]
     compute_dtype: Literal["float32", "bfloat16"]
+    attention: Literal["xla", "cudnn", "splash"]
     remat: Literal["none", "dots", "full"]
     stop_after_nonfinite: int
+    spike_factor: float | None
+    spike_window: int
+
+    def __post_init__(self):
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise InputError(f"spike_factor {self.spike_factor} found, expected more than 1 or None")
+        if self.spike_window < 1:
+            raise InputError(f"spike_window {self.spike_window} found, expected a positive number of steps")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ichigo_jax.models.modules import Buffer, is_frozen
 from ichigo_jax.parallel import named_sharding, replicated
@@ -26,12 +26,14 @@ class TrainState:
 
     Attributes:
       step: int32, optimizer steps taken.
-      params: trained parameters, float32.
+      params: trained parameters, in ``train.param_dtype``.
       frozen: parameters that are not trained, in the dtype that the task keeps them in.
       buffers: codebooks and their statistics.
       opt_state: the optimizer's.
-      skipped: int32, steps skipped so far because a loss or gradient was not finite.
+      skipped: int32, steps skipped so far because a loss or gradient was not finite or spiked.
       skipped_in_a_row: int32, of these, the ones just before this step.
+      recent_norms: float32 [train.spike_window], gradient norms of the last steps that were not skipped, the newest last; NaN
+        where there are none yet.
     """
 
     step: Any
@@ -41,6 +43,7 @@ class TrainState:
     opt_state: Any
     skipped: Any
     skipped_in_a_row: Any
+    recent_norms: Any
 
 
 def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, dict]:
@@ -72,21 +75,30 @@ def logical_axes(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict
     return tuple(jax.tree.map(lambda v: v.axes, part, is_leaf=is_variable) for part in parts)  # type: ignore[return-value]
 
 
-def make_state(params: Any, frozen: Any, buffers: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def make_state(params: Any, frozen: Any, buffers: Any, optimizer: optax.GradientTransformation, spike_window: int) -> TrainState:
     """The state at step 0."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, frozen, buffers, optimizer.init(params), zero, zero)
+    no_norms = jnp.full(spike_window, jnp.nan, jnp.float32)
+    return TrainState(zero, params, frozen, buffers, optimizer.init(params), zero, zero, no_norms)
 
 
-def state_shardings(
-    state: TrainState, axes: tuple[dict, dict, dict], optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """A ``TrainState`` of shardings: arrays by their logical axes, optimizer moments as their parameters, scalars everywhere.
+def is_spike(recent_norms: jax.Array, norm: jax.Array, factor: float | None) -> jax.Array:
+    """Whether a gradient norm is above ``factor`` times the median of ``TrainState.recent_norms``.
+
+    Never while some of those are NaN, which makes the median NaN, and never where ``factor`` is None.
+    """
+    return norm > (jnp.inf if factor is None else factor * jnp.median(recent_norms))
+
+
+def state_shardings(state: TrainState, axes: tuple[dict, dict, dict], mesh: Mesh) -> TrainState:
+    """A ``TrainState`` of shardings: arrays by their logical axes, optimizer moments as their parameters, the rest everywhere.
+
+    A moment belongs to the parameter that its path in the optimizer's state ends in. One that is of size 1 along some of the
+    parameter's axes is sharded along the others.
 
     Args:
       state: abstract or real, for the shapes.
       axes: from ``logical_axes``.
-      optimizer: to tell which parts of its state mirror the parameters.
       mesh: from ``parallel.make_mesh``.
     """
 
@@ -99,9 +111,15 @@ def state_shardings(
 
     everywhere = replicated(mesh)
     params = shard(state.params, axes[0])
-    opt_state = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: everywhere
-    )
-    return TrainState(
-        everywhere, params, shard(state.frozen, axes[1]), shard(state.buffers, axes[2]), opt_state, everywhere, everywhere
-    )
+    shapes, shardings = flatten_dict(state.params), flatten_dict(params)
+
+    def shard_moment(path: tuple, moment: Any) -> NamedSharding:
+        name = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
+        if name not in shapes:
+            return everywhere
+        sizes = zip(shardings[name].spec, shapes[name].shape, moment.shape, strict=True)
+        return NamedSharding(mesh, PartitionSpec(*(entry if kept == size else None for entry, size, kept in sizes)))
+
+    opt_state = jax.tree_util.tree_map_with_path(shard_moment, state.opt_state)
+    frozen, buffers = shard(state.frozen, axes[1]), shard(state.buffers, axes[2])
+    return TrainState(everywhere, params, frozen, buffers, opt_state, everywhere, everywhere, everywhere)

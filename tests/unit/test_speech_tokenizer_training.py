@@ -114,7 +114,7 @@ def prepare(task, config, model):
     """What ``train`` makes of a model: the state at step 0, the optimizer, and the step to be jitted."""
     graphdef, *parts = split(model, config.optimizer.frozen)
     optimizer = recording(make_optimizer(config.optimizer, config.train.steps, model))
-    return make_state(*parts, optimizer), optimizer, make_step(task, config, graphdef, optimizer)
+    return make_state(*parts, optimizer, config.train.spike_window), optimizer, make_step(task, config, graphdef, optimizer)
 
 
 # ---- against the original --------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_a_sharded_step_equals_one_device(tmp_path, text_folder):
     axes = logical_axes(model, config.optimizer.frozen)
     for sizes in ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
         mesh = make_mesh(sizes)
-        shardings = state_shardings(state, axes, optimizer, mesh)
+        shardings = state_shardings(state, axes, mesh)
         split_somewhere = any(not value.is_fully_replicated for value in jax.tree.leaves(shardings.frozen))
         assert split_somewhere == (sizes.keys() != {"data"})
         with jax.set_mesh(mesh):

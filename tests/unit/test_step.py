@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
+from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import batch_sharding, make_mesh
-from ichigo_jax.tasks.language_model import LanguageModelTask
+from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
 from ichigo_jax.train import make_step
 from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
 
@@ -21,16 +22,20 @@ CONFIG = LanguageModelConfig(
     LlamaConfig("llama", 60, 32, 64, 2, 4, 2, 8, 128, 1e-5, 1e4, None, False, False, 0.1), None, (1,), 64
 )
 
+WINDOW = 4
+
 
 def task():
     """The real task's loss, without its data."""
     task = object.__new__(LanguageModelTask)
-    task.config = SimpleNamespace(train=SimpleNamespace(remat="none"))
+    task.config, task.model_config = run_config(1), CONFIG
+    task.data, task.objective = SimpleNamespace(packing=True), LanguageObjective("all", loss_chunk=5, z_loss=1e-3)
     return task
 
 
-def run_config(accumulation):
-    return SimpleNamespace(seed=0, train=SimpleNamespace(accumulation=accumulation, compute_dtype="float32"))
+def run_config(accumulation, spike_factor=None):
+    train = {"accumulation": accumulation, "compute_dtype": "float32", "remat": "none", "attention": "xla"}
+    return SimpleNamespace(seed=0, train=SimpleNamespace(**train, spike_factor=spike_factor))
 
 
 def batch():
@@ -50,7 +55,7 @@ def three_steps(mesh_sizes=None, accumulation=1, make=lambda: Llama(CONFIG, nnx.
     optimizer = optax.sgd(0.5)
     model = make()
     graphdef, *parts = split(model, ())
-    state, data = make_state(*parts, optimizer), batch()
+    state, data = make_state(*parts, optimizer, WINDOW), batch()
     step = make_step(task(), run_config(accumulation), graphdef, optimizer)
     losses = []
     with contextlib.ExitStack() as stack:
@@ -58,7 +63,7 @@ def three_steps(mesh_sizes=None, accumulation=1, make=lambda: Llama(CONFIG, nnx.
         if mesh_sizes is not None:
             mesh = make_mesh(mesh_sizes)
             stack.enter_context(jax.set_mesh(mesh))
-            shardings = state_shardings(state, logical_axes(model, ()), optimizer, mesh)
+            shardings = state_shardings(state, logical_axes(model, ()), mesh)
             state, data = jax.device_put(state, shardings), jax.device_put(data, batch_sharding(mesh))
             step_function = jax.jit(step, out_shardings=(shardings, None))
         for _ in range(3):
@@ -92,7 +97,7 @@ def test_parts_and_meshes_give_the_same_step(expected, mesh, accumulation):
 def test_a_step_with_a_loss_that_is_not_finite_changes_nothing_and_is_counted():
     optimizer = optax.adam(0.1)
     graphdef, params, frozen, buffers = split(Llama(CONFIG, nnx.Rngs(0)), ())
-    state = make_state(params, frozen, buffers, optimizer)
+    state = make_state(params, frozen, buffers, optimizer, WINDOW)
     step = jax.jit(make_step(task(), run_config(1), graphdef, optimizer))
     bad = dataclasses.replace(state, params={**params, "norm": {"scale": jnp.full_like(params["norm"]["scale"], jnp.nan)}})
     after, metrics = step(bad, batch())
@@ -102,3 +107,64 @@ def test_a_step_with_a_loss_that_is_not_finite_changes_nothing_and_is_counted():
     good, metrics = step(dataclasses.replace(after, params=params), batch())
     assert int(good.skipped) == 1 and int(metrics["skipped_in_a_row"]) == 0
     assert np.abs(good.params["embedding"] - params["embedding"]).max() > 0
+
+
+def jump(state, factor):
+    """The same state with an output ``factor`` times as large, whose gradient is as well, about."""
+    return dataclasses.replace(state, params={**state.params, "lm_head": factor * state.params["lm_head"]})
+
+
+def test_a_step_whose_gradient_spikes_is_skipped_once_enough_are_known():
+    optimizer = optax.sgd(1e-3)
+    graphdef, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
+    step = jax.jit(make_step(task(), run_config(1, spike_factor=2.0), graphdef, optimizer))
+    start, norms = make_state(*parts, optimizer, WINDOW), []
+    early, metrics = step(jump(start, 30.0), batch())
+    assert int(early.skipped) == 0, "with no norm to compare with nothing is a spike"
+    wild = float(metrics["grad_norm"])
+
+    state = start
+    for number in range(WINDOW + 2):
+        state, metrics = step(state, batch())
+        norms.append(float(metrics["grad_norm"]))
+        assert int(state.skipped) == 0 and wild > 2 * norms[-1]
+        assert np.isnan(state.recent_norms).sum() == max(0, WINDOW - 1 - number)
+    np.testing.assert_allclose(state.recent_norms, norms[-WINDOW:], rtol=1e-6)
+
+    spiking = jump(state, 30.0)
+    after, metrics = step(spiking, batch())
+    assert metrics["grad_norm"] > 2 * np.median(norms[-WINDOW:])
+    assert int(after.step) == WINDOW + 3 and int(after.skipped) == int(metrics["skipped_steps"]) == 1
+    assert int(after.skipped_in_a_row) == int(metrics["skipped_in_a_row"]) == 1
+    for name in ("params", "opt_state", "buffers", "recent_norms"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(spiking, name))
+
+    calm, metrics = step(dataclasses.replace(after, params=state.params), batch())
+    assert int(calm.skipped) == 1 and int(metrics["skipped_in_a_row"]) == 0
+    np.testing.assert_allclose(calm.recent_norms[-1], metrics["grad_norm"], rtol=1e-6)
+    np.testing.assert_array_equal(calm.recent_norms[:-1], state.recent_norms[1:])
+
+
+def test_without_a_factor_nothing_spikes():
+    optimizer = optax.sgd(1e-3)
+    graphdef, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
+    step = jax.jit(make_step(task(), run_config(1), graphdef, optimizer))
+    state = make_state(*parts, optimizer, 1)
+    state, calm = step(state, batch())
+    state, wild = step(jump(state, 30.0), batch())
+    assert wild["grad_norm"] > 2 * calm["grad_norm"] and int(state.skipped) == 0
+
+
+def test_parameters_in_half_precision_are_updated_in_full():
+    """The float32 step from the same bfloat16 parameters, rounded once."""
+    optimizer = optax.sgd(0.5)
+    graphdef, params, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
+    step = jax.jit(make_step(task(), run_config(2), graphdef, optimizer))
+    half = cast_params(params, "bfloat16")
+    found, metrics = step(make_state(half, *parts, optimizer, WINDOW), batch())
+    expected, full = step(make_state(cast_params(half, "float32"), *parts, optimizer, WINDOW), batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("bfloat16")}
+    assert float(metrics["loss"]) == pytest.approx(float(full["loss"]), rel=1e-6)
+    rounded = cast_params(expected.params, "bfloat16")
+    close = lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=2**-7, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, found.params, rounded)

@@ -18,6 +18,8 @@ from ichigo_jax.training.stop import StopSignals
 
 def optimizer_config(**changes):
     values = {
+        "name": "adamw",
+        "state_dtype": "float32",
         "learning_rate": 0.1,
         "linear_rate_width": None,
         "embedding_rate": 1.0,
