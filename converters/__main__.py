@@ -1,4 +1,4 @@
-"""Foreign model formats to model folders and back; what a folder or file holds; codebooks grown and merged."""
+"""Foreign model formats to model folders and back; what a folder or file holds; sound tokens; codebooks grown and merged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converters import codebook, engine, foreign, language_model, lora, quantizer, speech_tokenizer, whisper
+from converters import codebook, engine, extend_vocabulary, foreign, language_model, lora, quantizer, speech_tokenizer, whisper
 from converters.recognise import Recognised, recognise
 from ichigo_jax import errors
 
@@ -32,7 +32,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         _import_adapter(found, arguments)
         notes = []
     elif found.kind == language_model.KIND:
-        language_model.import_hf(found.path, arguments.target, arguments.dtype)
+        language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
         notes = []
     elif found.kind == whisper.KIND:
         source = whisper.open_source(found)
@@ -74,11 +74,12 @@ def run_export(arguments: argparse.Namespace) -> None:
     if format == "peft":
         lora.export_peft(found.path, arguments.target, arguments.base)
     elif found.kind == language_model.KIND:
-        difference = language_model.export_hf(found.path, arguments.target)["export_max_abs_logit_diff"]
-        if difference is None:
-            print("not compared with transformers: torch or transformers is not installed")
+        compare_bytes = int(arguments.compare_up_to * 1e9)
+        provenance = language_model.export_hf(found.path, arguments.target, compare_bytes=compare_bytes)
+        if "export_not_compared" in provenance:
+            print(f"not compared with transformers: {provenance['export_not_compared']}")
         else:
-            print(f"same logits in transformers: largest difference {difference:.2g}")
+            print(f"same logits in transformers: largest difference {provenance['export_max_abs_logit_diff']:.2g}")
     elif format in whisper.EXPORTS:
         whisper.export_whisper(found, arguments.target, format)
     else:
@@ -121,6 +122,17 @@ def run_merge(arguments: argparse.Namespace) -> None:
     print(f"written: {arguments.target}")
 
 
+def run_extend(arguments: argparse.Namespace) -> None:
+    found = recognise(arguments.source)
+    if found.kind != language_model.KIND:
+        raise errors.InputError(f"{found.path}: {_name(found)} found, expected a language model")
+    print(f"recognised: {_name(found)}")
+    extension = extend_vocabulary.Extension(arguments.sound_codes, arguments.duration_tokens, arguments.seed, arguments.noise)
+    for line in extend_vocabulary.extend(found, arguments.target, extension, arguments.vocab_multiple):
+        print(line)
+    print(f"written: {arguments.target}")
+
+
 def _name(found: Recognised) -> str:
     return f"{found.kind} as {found.format}"
 
@@ -137,6 +149,10 @@ def _print_codes(config: quantizer.QuantizerConfig) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m converters", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    multiple_help = (
+        "add rows of zeros to a language model's embedding up to a multiple of this, so that a mesh divides them; "
+        "no export has them"
+    )
     set_help = "a field of the quantiser's config that the file does not say; may be repeated"
 
     importing = commands.add_parser("import", help="write a model folder from a foreign format")
@@ -153,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     importing.add_argument("--dtype", choices=[*engine.IMPORT_DTYPES], help="cast the weights (default: as they are)")
     importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
     importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
+    importing.add_argument("--vocab-multiple", metavar="N", type=int, default=1, help=multiple_help)
     importing.set_defaults(run=run_import)
 
     exporting = commands.add_parser("export", help="write a foreign format from a model folder")
@@ -165,12 +182,37 @@ def build_parser() -> argparse.ArgumentParser:
         "hf and openai write a speech tokenizer's Whisper, peft the adapter that a language model was trained with",
     )
     exporting.add_argument("--base", metavar="NAME", help="what a PEFT folder calls its base model")
+    exporting.add_argument(
+        "--compare-up-to",
+        metavar="GB",
+        type=float,
+        default=language_model.COMPARE_BYTES / 1e9,
+        help="a language model that takes more than this in float32 is not run through transformers before it is published; "
+        "the comparison holds it in memory (default: %(default)s)",
+    )
     exporting.set_defaults(run=run_export)
 
     inspecting = commands.add_parser("inspect", help="say what a folder or file holds")
     inspecting.add_argument("source", metavar="SRC", type=Path)
     inspecting.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
     inspecting.set_defaults(run=run_inspect)
+
+    extending = commands.add_parser("extend-vocab", help="sound tokens for a text model, in a copy of it")
+    extending.add_argument("source", metavar="SRC", type=Path, help="a language model's Hugging Face folder or model folder")
+    extending.add_argument("target", metavar="DST", type=Path, help="the folder to write, in SRC's format; must not exist")
+    extending.add_argument(
+        "--sound-codes", type=int, required=True, help="codes of the speech tokenizer, e.g. 512 or 2560; the mask code is added"
+    )
+    extending.add_argument("--duration-tokens", action="store_true", help="run-length tokens as well")
+    extending.add_argument("--seed", type=int, default=0, help="of the new rows' noise (default: %(default)s)")
+    extending.add_argument(
+        "--noise",
+        type=float,
+        default=0.05,
+        help="new rows are the mean of the old ones and noise of this fraction of their deviation (default: %(default)s)",
+    )
+    extending.add_argument("--vocab-multiple", metavar="N", type=int, help="of a model folder: " + multiple_help)
+    extending.set_defaults(run=run_extend)
 
     growing = commands.add_parser("grow-codebook", help="copies of a speech tokenizer's codes, with noise")
     growing.add_argument("source", metavar="SRC", type=Path, help="a model folder")

@@ -21,6 +21,7 @@ from flax import nnx
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.modules import Buffer
+from ichigo_jax.models.stored_arrays import rows_per_block
 
 LAYER = "{i}"
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
@@ -39,7 +40,8 @@ class Transform:
     """A foreign array to ours and back.
 
     ``inverse`` uses array methods only (reshape, transpose, slices), so that a foreign shape can be told from ours without
-    an array.
+    an array. For what a language model does not stack they are transposes only, which also give a foreign view of an array
+    on disk.
     """
 
     forward: Callable[[np.ndarray], np.ndarray]
@@ -54,11 +56,13 @@ class Row:
       source: the foreign key; ``{i}`` in it counts layers, which here are stacked along axis 0.
       target: the path in our nested parameters.
       transform: for one layer.
+      rows: of the foreign tensor, where ours has been given more of them in its foreign layout; those are zeros.
     """
 
     source: str
     target: Path
     transform: Transform
+    rows: int | None = None
 
 
 SAME = Transform(lambda x: x, lambda x: x)
@@ -91,16 +95,6 @@ def head_bias(head_dim: int) -> Transform:
     return Transform(lambda x: x.reshape(-1, head_dim), lambda x: x.reshape(-1))
 
 
-def padded_rows(rows: int, padded: int) -> Transform:
-    """[V, D] <-> [V', D] with zeros in the rows from V on, which the way back drops."""
-    return Transform(lambda x: np.concatenate([x, np.zeros((padded - rows, *x.shape[1:]), x.dtype)]), lambda x: x[:rows])
-
-
-def chain(first: Transform, second: Transform) -> Transform:
-    """``first``, then ``second``, on the way in; the other way round on the way out."""
-    return Transform(lambda x: second.forward(first.forward(x)), lambda x: first.inverse(second.inverse(x)))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a model holds
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,15 +114,15 @@ def _variables(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[Path, nnx.Variabl
     return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))))))
 
 
-def check_stored(state: Mapping[Path, np.ndarray], targets: Shapes, source: os.PathLike) -> None:
-    """Compares a model folder's arrays with what its config asks for.
+def check_stored(state: Mapping[Path, Any], targets: Shapes, source: os.PathLike) -> None:
+    """Compares a model folder's arrays, in memory or on disk, with what its config asks for.
 
     Raises:
       InputError: naming every array that is unknown, missing or of another shape.
     """
     faults = [f"{'.'.join(path)} is unknown" for path in sorted(state.keys() - targets.keys())]
     for path, shape in targets.items():
-        found = state[path].shape if path in state else None
+        found = tuple(state[path].shape) if path in state else None
         if found != shape:
             expected = "is missing" if found is None else f"has shape {found}, expected {shape}"
             faults.append(f"{'.'.join(path)} {expected}")
@@ -147,6 +141,25 @@ class TensorInfo:
 
     dtype: np.dtype
     shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(TensorInfo):
+    """A foreign tensor, wherever it is; nothing is read before it is asked for."""
+
+    def read(self) -> np.ndarray:
+        """All of it."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Its rows in order, some megabytes at a time where they can be had so."""
+        yield self.read()
+
+
+def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of an array's rows, in order, ``stored_arrays.CHUNK_BYTES`` at a time."""
+    rows = rows_per_block(array.shape, array.itemsize)
+    return (array[begin : begin + rows] for begin in range(0, len(array), rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +183,8 @@ def expand(rows: Sequence[Row], targets: Shapes) -> list[Piece]:
         stacked = LAYER in row.source
         one = jax.ShapeDtypeStruct(shape[1:] if stacked else shape, jnp.float32)
         foreign_shape = jax.eval_shape(row.transform.inverse, one).shape
+        if row.rows is not None:
+            foreign_shape = (row.rows, *foreign_shape[1:])
         for layer in range(shape[0]) if stacked else [None]:
             source = row.source.replace(LAYER, str(layer))
             pieces.append(Piece(source, row.target, layer, foreign_shape, row.transform))

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
-import importlib.util
 import math
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from converters import engine, llama, safetensors_files
+from converters import engine, llama, logits, safetensors_files, stored_weights
 from converters.sources import copy_files, read_object, sha256
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_arrays, load_config, save_model
+from ichigo_jax.models import stored_arrays
+from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, new_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.storage import whole, write_json
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 KIND = "language_model"
-MAX_LOGIT_DIFFERENCE = 1e-3
+COMPARE_BYTES = safetensors_files.SHARD_BYTES  # so that the comparison holds no more than writing a large model may
 
 # The text tokenizer's files and what belongs to them. They travel together, so that whatever trains or copies a model
 # folder's tokenizer keeps the chat template and the defaults of generation.
@@ -70,40 +68,76 @@ def read_hf_config(source: Path) -> LanguageModelConfig:
     return LanguageModelConfig(network, sound, eos, padded_vocab_size=network.vocab_size)
 
 
-def import_hf(source: Path, target: Path, dtype: str | None) -> None:
-    """Writes a model folder from a Hugging Face folder, whole or not at all.
+def open_hf(source: Path) -> tuple[LanguageModelConfig, Mapping[str, engine.Weight]]:
+    """The config of a Hugging Face folder and its weights, checked but not read.
+
+    Raises:
+      InputError: whatever is wrong with the source, in one line.
+    """
+    config = read_hf_config(source)
+    tensors = safetensors_files.read_folder(source)
+    engine.check(pieces_of(config), tensors, str(source))
+    return config, tensors
+
+
+def import_hf(source: Path, target: Path, dtype: str | None, vocab_multiple: int = 1) -> None:
+    """Writes a model folder from a Hugging Face folder, whole or not at all, one tensor at a time.
 
     Args:
       source: ``config.json``, safetensors, and a tokenizer where there is one.
       target: must not exist.
       dtype: "float32", "bfloat16", or None to keep each weight's own.
+      vocab_multiple: rows of zeros are added to the embedding up to a multiple of this, so that a mesh divides them.
 
     Raises:
       InputError: whatever is wrong with the source, in one line.
     """
-    with whole(target) as partial:
-        config = read_hf_config(source)
-        targets = target_shapes(config)
-        pieces = engine.expand(llama.table(config), targets)
-        tensors = safetensors_files.read_folder(source)
-        engine.check(pieces, tensors, str(source))
+    with whole(target) as partial, tempfile.TemporaryDirectory() as companions:
+        config, weights = open_hf(source)
+        config = pad_vocabulary(config, vocab_multiple)
+        provenance = {**hf_origin(source), **speech_tokenizer_of(source)}
+        copy_files(COMPANIONS, source, Path(companions))
+        has_tokenizer = (source / "tokenizer.json").exists()
+        cast = engine.IMPORT_DTYPES[dtype] if dtype else None
+        write_folder(partial, config, weights, cast, provenance, companions if has_tokenizer else None)
 
-        bar = tqdm(pieces, desc="reading weights", unit="tensor", disable=None)
-        # The pieces come layer by layer, but the whole state is assembled in host memory before it is written.
-        arrays = engine.read_pieces(bar, lambda key: tensors[key].read(), engine.IMPORT_DTYPES[dtype] if dtype else None)
-        state = unflatten_dict(engine.assemble(arrays, targets))
 
-        files = sorted({tensor.file for tensor in tensors.values()})
-        provenance = {
-            "source": source.resolve().name,
-            "source_format": "hf",
-            "source_sha256": {file.name: sha256(file) for file in [source / "config.json", *files]},
-            **speech_tokenizer_of(source),
-        }
-        with tempfile.TemporaryDirectory() as companions:
-            copy_files(COMPANIONS, source, Path(companions))
-            has_tokenizer = (source / "tokenizer.json").exists()
-            save_model(partial, KIND, config, state, provenance, companions if has_tokenizer else None)
+def write_folder(
+    target: Path,
+    config: LanguageModelConfig,
+    weights: Mapping[str, engine.Weight],
+    dtype: np.dtype | None,
+    provenance: Mapping[str, Any],
+    tokenizer_folder: str | os.PathLike | None,
+) -> None:
+    """Writes a model folder from weights under their Hugging Face names; ``dtype`` None keeps each weight's own."""
+    targets, pieces = target_shapes(config), pieces_of(config)
+    arrays = stored_weights.new_arrays(pieces, targets, weights, dtype)
+    with new_model(target, KIND, config, arrays, provenance, tokenizer_folder) as stores:
+        stored_weights.fill(stores, pieces, weights)
+
+
+def hf_origin(source: Path) -> dict[str, Any]:
+    """What a provenance says of a Hugging Face folder: its name and the hashes of its config and weights."""
+    files = sorted({tensor.file for tensor in safetensors_files.read_folder(source).values()})
+    hashes = {file.name: sha256(file) for file in [source / "config.json", *files]}
+    return {"source": source.resolve().name, "source_format": "hf", "source_sha256": hashes}
+
+
+def pad_vocabulary(config: LanguageModelConfig, multiple: int) -> LanguageModelConfig:
+    """``config`` with the fewest embedding rows that ``multiple`` divides.
+
+    Raises:
+      InputError: a multiple below 1.
+    """
+    if multiple < 1:
+        raise InputError(f"--vocab-multiple {multiple} found, expected at least 1")
+    return dataclasses.replace(config, padded_vocab_size=-(-config.llama.vocab_size // multiple) * multiple)
+
+
+def pieces_of(config: LanguageModelConfig) -> list[engine.Piece]:
+    """Every Hugging Face tensor of the model and its place here."""
+    return engine.expand(llama.table(config), target_shapes(config))
 
 
 def target_shapes(config: LanguageModelConfig) -> dict[engine.Path, tuple[int, ...]]:
@@ -116,113 +150,73 @@ def target_shapes(config: LanguageModelConfig) -> dict[engine.Path, tuple[int, .
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def export_hf(source: Path, target: Path, shard_bytes: int = safetensors_files.SHARD_BYTES) -> dict[str, Any]:
-    """Writes a whole Hugging Face folder from a model folder, and only if both give the same logits.
+def open_folder(source: Path) -> tuple[LanguageModelConfig, Mapping[str, engine.Weight]]:
+    """The config of a model folder and its weights under their Hugging Face names, checked but not read.
+
+    Raises:
+      InputError: not a whole folder of a language model.
+    """
+    config = load_config(source, KIND, LanguageModelConfig)
+    stores = stored_arrays.open_arrays(source)
+    engine.check_stored(stores, target_shapes(config), source)
+    return config, stored_weights.open_weights(pieces_of(config), stores, source)
+
+
+def export_hf(
+    source: Path, target: Path, shard_bytes: int = safetensors_files.SHARD_BYTES, compare_bytes: int = COMPARE_BYTES
+) -> dict[str, Any]:
+    """Writes a whole Hugging Face folder from a model folder, one tensor at a time, and only if both give the same logits.
 
     Args:
       source: a model folder of a language model.
       target: must not exist.
       shard_bytes: largest weight file, in bytes of data.
+      compare_bytes: the logits of a model that takes more than this in float32 are not compared.
 
     Returns:
-      What was written to ``provenance.json``; ``export_max_abs_logit_diff`` in it is None where torch and transformers are
-      not installed, so that nothing could be compared.
+      What was written to ``provenance.json``; ``export_max_abs_logit_diff`` in it is None where nothing was compared, and
+      ``export_not_compared`` says why.
 
     Raises:
       InputError: a source that is broken, or an export whose logits differ by more than 1e-3 in float32.
     """
     with whole(target) as partial:
         partial.mkdir()
-        config = load_config(source, KIND, LanguageModelConfig)
-        state = load_arrays(source)
-        targets = target_shapes(config)
-        engine.check_stored(state, targets, source)
-        pieces = {piece.source: piece for piece in engine.expand(llama.table(config), targets)}
-
-        infos = {key: engine.TensorInfo(state[piece.target].dtype, piece.shape) for key, piece in pieces.items()}
-        with tqdm(total=len(infos), desc="writing weights", unit="tensor", disable=None) as bar:
-
-            def read(key: str) -> np.ndarray:
-                bar.update()
-                return engine.foreign_tensor(pieces[key], state)
-
-            safetensors_files.write_folder(partial, infos, read, shard_bytes)
-
+        config, weights = open_folder(source)
+        write_weights(partial, weights, shard_bytes)
         if (source / TOKENIZER_FOLDER).is_dir():
             copy_files(COMPANIONS, source / TOKENIZER_FOLDER, partial)
         special_ids = _special_ids(partial, config)
-        write_json(partial / "config.json", llama.config_to_hf(config, str(state["embedding",].dtype), special_ids))
+        dtype = str(weights[llama.EMBEDDING].dtype)
+        write_json(partial / "config.json", llama.config_to_hf(config, dtype, special_ids))
         generation = _generation_config(partial)
         if not generation or _eos_ids(generation, partial) != config.eos_token_ids:
             ends = {"eos_token_id": special_ids["eos_token_id"]}
             write_json(partial / "generation_config.json", special_ids | generation | ends)
 
+        reason = logits.reason_not_to_compare(weights.values(), compare_bytes)
+        difference = None if reason else logits.compare(partial, source, config)
         provenance = {
             "source": source.resolve().name,
             "source_format": "model folder",
             **speech_tokenizer_of(source),
-            "export_max_abs_logit_diff": compare_logits(partial, config, state),
+            "export_max_abs_logit_diff": difference,
+            **({"export_not_compared": reason} if reason else {}),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         }
         write_json(partial / "provenance.json", provenance)
     return provenance
 
 
-def compare_logits(folder: Path, config: LanguageModelConfig, state: Mapping[engine.Path, np.ndarray]) -> float | None:
-    """The largest absolute difference between the logits of transformers on ``folder`` and ours, both in float32.
+def write_weights(folder: Path, weights: Mapping[str, engine.Weight], shard_bytes: int) -> None:
+    """The weight files of a Hugging Face folder."""
+    with tqdm(total=len(weights), desc="weights", unit="tensor", disable=None) as bar:
 
-    Returns:
-      None where torch or transformers is not installed.
+        def read(key: str) -> Iterator[np.ndarray]:
+            bar.update()
+            return weights[key].blocks()
 
-    Raises:
-      InputError: more than ``MAX_LOGIT_DIFFERENCE``, or transformers does not load the folder as it stands.
-    """
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return None
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    theirs, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
-    faults = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
-    if faults:
-        raise InputError(f"transformers does not load the exported weights as they stand: {faults}; nothing was published")
-    theirs.eval()
-
-    graphdef, variables = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
-    filled = [(path, variable.replace(jnp.asarray(state[path], jnp.float32))) for path, variable in nnx.to_flat_state(variables)]
-    ours = nnx.merge(graphdef, nnx.from_flat_state(filled))
-
-    @nnx.jit
-    def our_logits(model: Llama, tokens: jax.Array) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, _ = model(tokens, positions)
-        return model.logits(hidden)
-
-    prompts = check_prompts(config)
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(prompts)).logits.numpy()
-    with jax.default_matmul_precision("highest"):
-        found = np.asarray(our_logits(ours, jnp.asarray(prompts, jnp.int32)))
-    largest = float(np.abs(found - expected).max())
-    if not largest <= MAX_LOGIT_DIFFERENCE:  # NaN is refused as well
-        raise InputError(
-            f"the exported weights give logits in transformers that differ by {largest} from the model's, "
-            f"expected at most {MAX_LOGIT_DIFFERENCE} in float32; nothing was published"
-        )
-    return largest
-
-
-def check_prompts(config: LanguageModelConfig) -> np.ndarray:
-    """A few token sequences, int64 [B, T], from all over the vocabulary; one is sound tokens where the model has them."""
-    rng = np.random.default_rng(0)
-    length = min(24, config.llama.max_position_embeddings)
-    prompts = rng.integers(0, config.llama.vocab_size, (3, length))
-    prompts[:2, 0] = 0, config.llama.vocab_size - 1
-    if config.sound is not None:
-        prompts[2] = config.sound.ids(rng.integers(0, config.sound.codes, length - 2))
-    return prompts
+        safetensors_files.write_folder(folder, weights, read, shard_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,18 +226,12 @@ def check_prompts(config: LanguageModelConfig) -> np.ndarray:
 
 def describe(source: Path, format: str) -> dict[str, str]:
     """What ``inspect`` prints of a language model; the weights are checked against the config but not read."""
-    if format == "hf":
-        config = read_hf_config(source)
-        found: Mapping[Any, engine.TensorInfo] = safetensors_files.read_folder(source)
-        engine.check(engine.expand(llama.table(config), target_shapes(config)), found, str(source))
-    else:
-        config = load_config(source, KIND, LanguageModelConfig)
-        found = {path: engine.TensorInfo(array.dtype, array.shape) for path, array in load_arrays(source).items()}
+    config, weights = open_hf(source) if format == "hf" else open_folder(source)
     network, sound = config.llama, config.sound
     return {
         "architecture": network.architecture,
-        "parameters": f"{sum(math.prod(info.shape) for info in found.values()):,}",
-        "dtype": ", ".join(sorted({str(info.dtype) for info in found.values()})),
+        "parameters": f"{sum(math.prod(weight.shape) for weight in weights.values()):,}",
+        "dtype": ", ".join(sorted({str(weight.dtype) for weight in weights.values()})),
         "layers": str(network.num_hidden_layers),
         "hidden size": str(network.hidden_size),
         "heads": f"{network.num_attention_heads} ({network.num_key_value_heads} for keys and values)",

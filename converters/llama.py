@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.engine import SAME, TRANSPOSED, Row, chain, head_bias, heads_in, heads_out, padded_rows
+from converters.engine import SAME, TRANSPOSED, Row, head_bias, heads_in, heads_out
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Config
@@ -143,9 +144,8 @@ def config_to_hf(config: LanguageModelConfig, dtype: str, special_ids: Mapping[s
 def table(config: LanguageModelConfig) -> list[Row]:
     """Hugging Face keys and ours."""
     llama = config.llama
-    vocabulary = padded_rows(llama.vocab_size, config.padded_vocab_size)
     rows = [
-        Row("model.embed_tokens.weight", ("embedding",), vocabulary),
+        Row(EMBEDDING, ("embedding",), SAME, llama.vocab_size),
         Row("model.norm.weight", ("norm", "scale"), SAME),
         Row("model.layers.{i}.input_layernorm.weight", ("layers", "attention_norm", "scale"), SAME),
         Row("model.layers.{i}.self_attn.q_proj.weight", ("layers", "attention", "q"), heads_out(llama.head_dim)),
@@ -164,5 +164,5 @@ def table(config: LanguageModelConfig) -> list[Row]:
             Row("model.layers.{i}.self_attn.v_proj.bias", ("layers", "attention", "v_bias"), head_bias(llama.head_dim)),
         ]
     if not llama.tie_word_embeddings:
-        rows.append(Row("lm_head.weight", ("lm_head",), chain(vocabulary, TRANSPOSED)))
+        rows.append(Row(HEAD, ("lm_head",), TRANSPOSED, llama.vocab_size))
     return rows

@@ -10,15 +10,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from converters.engine import TensorInfo, duplicates
+from converters.engine import TensorInfo, Weight, duplicates, row_blocks
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.stored_arrays import rows_per_block
 from ichigo_jax.storage import read_json, write_json
 
 SINGLE = "model.safetensors"
@@ -40,6 +41,8 @@ DTYPES = {
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
+Read = Callable[[str], np.ndarray | Iterable[np.ndarray]]
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -47,7 +50,7 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor(TensorInfo):
+class Tensor(Weight):
     """A tensor in a file; ``start`` is its first byte there."""
 
     file: Path
@@ -61,6 +64,15 @@ class Tensor(TensorInfo):
         size = math.prod(self.shape) * self.dtype.itemsize
         mapped = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(size,))
         return np.asarray(mapped).view(self.dtype).reshape(self.shape)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        step = rows_per_block(self.shape, self.dtype.itemsize)
+        for begin in range(0, self.shape[0], step):
+            shape = (min(step, self.shape[0] - begin), *self.shape[1:])
+            # Copied from the file, not mapped, so that no more than the block is ever resident.
+            block = np.fromfile(self.file, np.uint8, shape[0] * row_bytes, offset=self.start + begin * row_bytes)
+            yield block.view(self.dtype).reshape(shape)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -182,13 +194,13 @@ def _tensors(file: Path, header: Mapping[str, Any], data_start: int, data_size: 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def write_folder(folder: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray], shard_bytes: int) -> None:
+def write_folder(folder: Path, infos: Mapping[str, TensorInfo], read: Read, shard_bytes: int) -> None:
     """Writes ``model.safetensors``, or shards and their index when one file would pass ``shard_bytes``.
 
     Args:
       folder: exists already.
       infos: every tensor in the order of writing; a single tensor larger than ``shard_bytes`` has a shard of its own.
-      read: gives a tensor by name; one at a time is held.
+      read: gives a tensor by name, whole or as blocks of its rows in order; one tensor, or one block, at a time is held.
       shard_bytes: bytes of data a file.
     """
     shards: list[dict[str, TensorInfo]] = [{}]
@@ -212,7 +224,7 @@ def _size(info: TensorInfo) -> int:
     return math.prod(info.shape) * info.dtype.itemsize
 
 
-def write_file(file: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
+def write_file(file: Path, infos: Mapping[str, TensorInfo], read: Read) -> None:
     """Writes one file; arguments as ``write_folder``."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say so
     position = 0
@@ -225,6 +237,12 @@ def write_file(file: Path, infos: Mapping[str, TensorInfo], read: Callable[[str]
     with open(file, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, info in infos.items():
-            array = read(name)
-            assert array.shape == info.shape and array.dtype == info.dtype, f"{name}: {array.shape} {array.dtype}, not {info}"
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            found, written = read(name), 0
+            for part in [found] if isinstance(found, np.ndarray) else found:
+                assert part.dtype == info.dtype and part.shape[1:] == info.shape[1:], (
+                    f"{name}: {part.shape} {part.dtype}, not {info}"
+                )
+                # Rows by rows, because a transposed view is copied to be contiguous.
+                for rows in row_blocks(part) if part.ndim else [part]:
+                    written += stream.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+            assert written == _size(info), f"{name}: {written} bytes, not {info}"

@@ -1,16 +1,18 @@
 """The model folder: ``config.json``, ``params/``, ``provenance.json`` and, where there is one, a text tokenizer.
 
 Import, the end of training and ``from_pretrained`` share it. ``params/`` is an Orbax checkpoint of the model's nested
-dictionary of arrays (parameters and buffers alike), so it can be read shard by shard on any mesh.
+dictionary of arrays (parameters and buffers alike), written piece by piece (``stored_arrays``) and read shard by shard on any
+mesh.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,42 @@ from jax.sharding import Mesh
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
+from ichigo_jax.models import stored_arrays
 from ichigo_jax.parallel import named_sharding
 from ichigo_jax.storage import read_json, whole, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
+
+
+@contextlib.contextmanager
+def new_model(
+    folder: str | os.PathLike,
+    kind: str,
+    config: Any,
+    arrays: Mapping[stored_arrays.ArrayPath, jax.ShapeDtypeStruct],
+    provenance: Mapping[str, Any],
+    tokenizer_folder: str | os.PathLike | None,
+    replace: bool = False,
+) -> Iterator[stored_arrays.Stores]:
+    """Yields empty arrays on disk, all to be written (``stored_arrays.write``); afterwards the model folder is there, or nothing.
+
+    Args:
+      folder: where to.
+      kind: "speech_tokenizer", "whisper" or "language_model"; a folder of another kind is refused at load.
+      config: the model's config dataclass.
+      arrays: path to shape and dtype of every parameter and buffer.
+      provenance: where the weights come from; the versions of this package and jax are added.
+      tokenizer_folder: a Hugging Face tokenizer folder to copy in, or None.
+      replace: whether an existing folder is replaced.
+    """
+    with whole(folder, replace) as partial:
+        partial.mkdir()
+        yield stored_arrays.create(partial, arrays)
+        write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        write_json(partial / "provenance.json", {**provenance, "versions": versions})
+        if tokenizer_folder is not None:
+            shutil.copytree(tokenizer_folder, partial / TOKENIZER_FOLDER)
 
 
 def save_model(
@@ -39,26 +73,17 @@ def save_model(
     tokenizer_folder: str | os.PathLike | None,
     replace: bool = False,
 ) -> None:
-    """Writes a model folder, whole or not at all.
+    """Writes a model folder, whole or not at all; one array at a time is copied to host memory.
 
     Args:
-      folder: where to.
-      kind: "speech_tokenizer", "whisper" or "language_model"; a folder of another kind is refused at load.
-      config: the model's config dataclass.
       state: nested dictionary of arrays (``nnx.to_pure_dict``).
-      provenance: where the weights come from; the versions of this package and jax are added.
-      tokenizer_folder: a Hugging Face tokenizer folder to copy in, or None.
-      replace: whether an existing folder is replaced.
+      folder, kind, config, provenance, tokenizer_folder, replace: as in ``new_model``.
     """
-    with whole(folder, replace) as partial:
-        partial.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((partial / "params").absolute(), dict(state))
-        write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
-        write_json(partial / "provenance.json", {**provenance, "versions": versions})
-        if tokenizer_folder is not None:
-            shutil.copytree(tokenizer_folder, partial / TOKENIZER_FOLDER)
+    values = flatten_dict(dict(state))
+    arrays = {key: jax.ShapeDtypeStruct(np.shape(value), value.dtype) for key, value in values.items()}
+    with new_model(folder, kind, config, arrays, provenance, tokenizer_folder, replace) as stores:
+        for key, value in values.items():
+            stored_arrays.write(stores[key], np.asarray(value))
 
 
 def load_config(folder: str | os.PathLike, kind: str, cls: type) -> Any:
@@ -91,29 +116,27 @@ def load_model(
     Raises:
       InputError: arrays missing, unknown or of another shape, all named.
     """
-    path = (Path(folder) / "params").absolute()
-    if not path.is_dir():
-        raise InputError(f"{folder}: no params/ in it; is the folder whole?")
+    stored = stored_arrays.open_arrays(folder)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     flat = nnx.to_flat_state(state)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
-        faults = [f"{'.'.join(map(str, key))} missing" for key, _ in flat if key not in stored]
-        known = {key: variable.get_value() for key, variable in flat}
-        for key, metadata in stored.items():
-            if key not in known:
-                faults.append(f"{'.'.join(map(str, key))} unknown")
-            elif tuple(metadata.shape) != tuple(known[key].shape):
-                faults.append(f"{'.'.join(map(str, key))} has shape {tuple(metadata.shape)}, expected {tuple(known[key].shape)}")
-        if faults:
-            raise InputError(f"{folder}/params does not fit its config.json: {'; '.join(faults)}")
-        target = {}
-        for key, variable in flat:
-            shape = known[key].shape
-            sharding = device if mesh is None else named_sharding(mesh, variable.axes, shape, ".".join(map(str, key)))
-            cast = dtype if isinstance(variable, nnx.Param) else known[key].dtype
-            target[key] = jax.ShapeDtypeStruct(shape, cast, sharding=sharding)
+    known = {key: variable.get_value() for key, variable in flat}
+    faults = [f"{'.'.join(map(str, key))} missing" for key in known if key not in stored]
+    for key, store in stored.items():
+        if key not in known:
+            faults.append(f"{'.'.join(map(str, key))} unknown")
+        elif store.shape != known[key].shape:
+            faults.append(f"{'.'.join(map(str, key))} has shape {store.shape}, expected {known[key].shape}")
+    if faults:
+        raise InputError(f"{folder}/params does not fit its config.json: {'; '.join(faults)}")
+    target = {}
+    for key, variable in flat:
+        shape = known[key].shape
+        sharding = device if mesh is None else named_sharding(mesh, variable.axes, shape, ".".join(map(str, key)))
+        cast = dtype if isinstance(variable, nnx.Param) else known[key].dtype
+        target[key] = jax.ShapeDtypeStruct(shape, cast, sharding=sharding)
+    path = stored_arrays.params_folder(folder)
+    with ocp.StandardCheckpointer() as checkpointer, stored_arrays.reading(path):
         values = flatten_dict(checkpointer.restore(path, unflatten_dict(target)))
     return nnx.merge(graphdef, nnx.from_flat_state([(key, variable.replace(values[key])) for key, variable in flat]))
 
@@ -124,13 +147,9 @@ def load_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], np.ndarray]:
     Raises:
       InputError: no ``params/``.
     """
-    path = (Path(folder) / "params").absolute()
-    if not path.is_dir():
-        raise InputError(f"{folder}: no params/ in it; is the folder whole?")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        return flatten_dict(checkpointer.restore(path, restore_args=as_numpy))
+    stores = stored_arrays.open_arrays(folder)
+    with stored_arrays.reading(folder):
+        return {key: stored_arrays.read(store) for key, store in stores.items()}
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from converters import engine, language_model, llama, safetensors_files
+from converters import engine, language_model, llama, safetensors_files, stored_weights
 from converters.__main__ import main
 from converters.recognise import recognise
 from ichigo_jax.errors import InputError
@@ -223,8 +223,7 @@ def test_table_covers_every_parameter_once(family, hf_folders):
         (engine.heads_out(4), (8, 6)),
         (engine.heads_in(4), (6, 8)),
         (engine.head_bias(4), (8,)),
-        (engine.padded_rows(5, 8), (5, 6)),
-        (engine.chain(engine.padded_rows(5, 8), engine.TRANSPOSED), (5, 6)),
+        (engine.TRANSPOSED, (5, 6)),
     ],
 )
 def test_transforms_are_their_own_inverses(transform, shape):
@@ -429,18 +428,69 @@ def test_folders_without_one_set_of_weights(tmp_path):
         safetensors_files.read_folder(tmp_path)
 
 
+def in_shards(folder, max_shard_bytes=20_000):
+    """Writes the folder's weights anew in shards; their file names."""
+    tensors = {key: np.array(value) for key, value in tensors_of(folder).items()}
+    infos = {key: engine.TensorInfo(value.dtype, value.shape) for key, value in tensors.items()}
+    (folder / safetensors_files.SINGLE).unlink()
+    safetensors_files.write_folder(folder, infos, tensors.__getitem__, max_shard_bytes)
+    return sorted(file.name for file in folder.glob("model-*.safetensors"))
+
+
+def remove_a_shard(folder):
+    (folder / in_shards(folder)[1]).unlink()
+
+
+def cut_a_shard(folder):
+    file = folder / in_shards(folder)[1]
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def point_outside(folder):
+    contents = read_json(folder / safetensors_files.INDEX) if in_shards(folder) else None
+    contents["weight_map"][llama.EMBEDDING] = "../secret.safetensors"
+    write_json(folder / safetensors_files.INDEX, contents)
+
+
+def add_biases(folder):
+    rewrite(folder, lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)}))
+
+
+def cut_the_vocabulary(folder):
+    rewrite(folder, lambda weights: weights.update({llama.EMBEDDING: weights[llama.EMBEDDING][:300]}))
+
+
+@pytest.mark.parametrize(
+    "breaking, message",
+    [
+        (remove_a_shard, "shards missing: model-00002-of-"),
+        (cut_a_shard, "model-00002-of-00003.safetensors: truncated"),
+        (point_outside, "weights in '../secret.safetensors' found, expected a file of this folder"),
+        (add_biases, "model.layers.0.self_attn.q_proj.bias is unknown"),
+        (cut_the_vocabulary, "model.embed_tokens.weight has shape [300, 32], expected [320, 32]"),
+    ],
+)
+def test_broken_folders_are_refused_in_one_line_and_leave_nothing(broken, tmp_path, capsys, breaking, message):
+    breaking(broken)
+    for command in (("import",), ("extend-vocab", "--sound-codes", 8)):
+        assert run(command[0], broken, tmp_path / "model", *command[1:]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+        assert nothing_left(tmp_path, "source")
+
+
 # Export refusals -----------------------------------------------------------------------------------------------------
 
 
 def test_an_export_that_differs_is_not_published(hf_folders, tmp_path, monkeypatch):
     language_model.import_hf(hf_folders["llama"], tmp_path / "model", None)
-    honest = engine.foreign_tensor
+    honest = stored_weights.StoredWeight.read
 
-    def wrong(piece, state):
-        tensor = honest(piece, state)
-        return tensor + np.float32(0.01) if piece.source == "model.layers.1.mlp.up_proj.weight" else tensor
+    def wrong(weight):
+        tensor = honest(weight)
+        return tensor + np.float32(0.01) if weight.piece.source == "model.layers.1.mlp.up_proj.weight" else tensor
 
-    monkeypatch.setattr(engine, "foreign_tensor", wrong)
+    monkeypatch.setattr(stored_weights.StoredWeight, "read", wrong)
     with pytest.raises(InputError, match="differ by .* expected at most 0.001 in float32; nothing was published"):
         language_model.export_hf(tmp_path / "model", tmp_path / "hf")
     assert nothing_left(tmp_path, "model")
@@ -455,6 +505,39 @@ def test_params_that_do_not_fit_the_config(hf_folders, tmp_path):
         language_model.export_hf(tmp_path / "model", tmp_path / "hf")
     assert "layers.feed_forward.up has shape (3, 32, 48), expected (3, 32, 40)" in str(caught.value)
     assert nothing_left(tmp_path, "model")
+
+
+@pytest.mark.parametrize("lost", ["d", "manifest.ocdbt", "_METADATA"])
+def test_params_that_are_broken(hf_folders, tmp_path, capsys, lost):
+    language_model.import_hf(hf_folders["llama"], tmp_path / "model", None)
+    found = tmp_path / "model" / "params" / lost
+    for file in found.iterdir() if found.is_dir() else [found]:
+        file.unlink()
+    assert run("export", tmp_path / "model", tmp_path / "hf") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "params" in error and error.count("\n") == 1
+    with pytest.raises(InputError):
+        our_logits(tmp_path / "model", [[1, 2]])
+    assert nothing_left(tmp_path, "model")
+
+
+def test_a_large_model_is_exported_without_the_comparison(hf_folders, tmp_path, capsys):
+    language_model.import_hf(hf_folders["llama"], tmp_path / "model", None)
+    assert run("export", tmp_path / "model", tmp_path / "hf", "--compare-up-to", 0.0001) == 0
+    assert "not compared with transformers: the model takes 0.0 GB in float32, more than the 0.0 GB" in capsys.readouterr().out
+    provenance = read_json(tmp_path / "hf" / "provenance.json")
+    assert provenance["export_max_abs_logit_diff"] is None and "GB in float32" in provenance["export_not_compared"]
+    assert_same_bits(tensors_of(hf_folders["llama"]), tensors_of(tmp_path / "hf"))
+
+
+def test_import_pads_the_vocabulary_when_asked(hf_folders, tmp_path):
+    assert run("import", hf_folders["llama"], tmp_path / "model", "--vocab-multiple", 128) == 0
+    arrays = load_arrays(tmp_path / "model")
+    assert arrays["embedding",].shape == (384, 32) and arrays["lm_head",].shape == (32, 384)
+    assert not arrays["embedding",][320:].any() and not arrays["lm_head",][:, 320:].any()
+    assert run("export", tmp_path / "model", tmp_path / "hf") == 0
+    assert_same_bits(tensors_of(hf_folders["llama"]), tensors_of(tmp_path / "hf"))
+    assert run("import", hf_folders["llama"], tmp_path / "other", "--vocab-multiple", 0) == 2
 
 
 # The command ---------------------------------------------------------------------------------------------------------
