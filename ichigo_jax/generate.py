@@ -2,6 +2,7 @@
 
 python -m ichigo_jax.generate --model DIR --speech-tokenizer DIR --audio request.wav
 python -m ichigo_jax.generate --model DIR --prompt "What is three plus four?"
+python -m ichigo_jax.generate --model DIR --quantize int8 --prompt "What is three plus four?"
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that reach P (1: all)")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="draw from those P times as likely as the likeliest"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: rather new tokens (1: none)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what to compute in (float32)")
+    parser.add_argument("--quantize", choices=["int8", "int4"], help="keep the matrices in few bits (not: in the dtype)")
+    parser.add_argument("--group-size", type=int, metavar="N", help="with int4: inputs that share a scale, 64 say")
     parser.add_argument("--allow-other-speech-tokenizer", action="store_true", help="accept one the model was not trained with")
     parser.add_argument("--json", action="store_true", help='print one object {"audio" or "prompt", "text"} instead')
     return parser
@@ -42,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--audio found without --speech-tokenizer; give the folder of the model's speech tokenizer")
 
     speech_tokenizer = ichigo_jax.SpeechTokenizer.from_pretrained(arguments.speech_tokenizer) if arguments.audio else None
-    language_model = ichigo_jax.LanguageModel.from_pretrained(arguments.model, arguments.dtype)
+    language_model = ichigo_jax.LanguageModel.from_pretrained(
+        arguments.model, arguments.dtype, arguments.quantize, arguments.group_size
+    )
     assistant = ichigo_jax.Assistant(language_model, speech_tokenizer, arguments.allow_other_speech_tokenizer)
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     if arguments.prompt:
@@ -54,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
     )
     if arguments.json:

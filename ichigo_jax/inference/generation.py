@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ichigo_jax.inference.sampling import Sampling, choose
-from ichigo_jax.models.llama import Cache, init_cache
+from ichigo_jax.models.llama import Cache
 
 
 class Decoding(NamedTuple):
@@ -36,7 +36,7 @@ class Decoding(NamedTuple):
     finished: jax.Array
     seen: jax.Array
     answer: jax.Array
-    cache: Cache
+    cache: Cache | list[Cache]
 
 
 class Options(NamedTuple):
@@ -71,7 +71,7 @@ def prefill(
     """
     model = nnx.merge(graphdef, state)
     B, P = tokens.shape
-    cache = init_cache(model.config, B, cache_length, state["embedding"].dtype)
+    cache = model.init_cache(B, cache_length)
     positions = jnp.broadcast_to(jnp.arange(P), (B, P))
     hidden, cache = model(tokens, positions, cache=cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)

@@ -12,13 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference import generation
+from ichigo_jax.inference.quantization import check_quantization, quantize_model
 from ichigo_jax.inference.sampling import Sampling, checked
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
+from ichigo_jax.models.modules import unstack_layers
+from ichigo_jax.models.quantized_weights import Quantization
+from ichigo_jax.parallel import MESH_AXES
 from ichigo_jax.storage import read_json
 from ichigo_jax.text import TextTokenizer, encode_chat
 
@@ -61,18 +66,32 @@ class LanguageModel:
                 raise InputError(f"text tokenizer with sound tokens {tokenizer.sound} found, the model has {sound}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        quantize: Quantization | None = None,
+        group_size: int | None = None,
+    ) -> LanguageModel:
         """Loads a model folder.
 
         Args:
           folder: as ``converters import`` or training wrote it.
           dtype: what the model computes in.
+          quantize: "int8" or "int4" to keep all matrices but the embedding in as many bits; None keeps them in ``dtype``.
+          group_size: for int4, how many inputs of an output share a scale; less is closer to the exact model and larger.
 
         Raises:
-          InputError: not a whole language-model folder.
+          InputError: not a whole language-model folder, or a quantisation that does not fit it.
         """
+        check_quantization(quantize, group_size)
         config = load_config(folder, "language_model", LanguageModelConfig)
-        model = load_model(folder, lambda rngs: Llama(config, rngs), jnp.dtype(dtype))
+        mesh = _host_mesh() if quantize else None  # the weights as they are may not fit where the quantised ones do
+        model = load_model(folder, lambda rngs: Llama(config, rngs), jnp.dtype(dtype), mesh)
+        if quantize:
+            model = quantize_model(model, quantize, group_size, jax.devices()[0])
+        else:
+            model.layers = unstack_layers(model.layers)
         texts = Path(folder) / TOKENIZER_FOLDER
         tokenizer = TextTokenizer.from_folder(texts) if texts.is_dir() else None
         return cls(model, config, tokenizer, read_json(Path(folder) / "provenance.json"))
@@ -210,6 +229,15 @@ class LanguageModel:
             for token in row:
                 if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
                     raise InputError(f"prompt {number}: token id {token!r} found, expected 0 to {vocab_size - 1}")
+
+
+def _host_mesh() -> Mesh | None:
+    """The host's first CPU, or None where JAX was told to use accelerators alone."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+    return Mesh(np.array(device).reshape([1] * len(MESH_AXES)), MESH_AXES)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))

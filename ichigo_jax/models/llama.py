@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,19 +137,14 @@ class LanguageModelConfig:
 class Cache(NamedTuple):
     """Keys and values of earlier tokens, [L, B, S, K, H] each. A token's slot is its position.
 
+    Of layers that are apart (``modules.unstack_layers``) each has its own, [B, S, K, H], in a list.
+
     A query at position p sees slots 0 to p, so a row's positions must be written from 0 on without a gap. What right
     padding leaves in later slots is overwritten by the real tokens of those positions before any query sees it.
     """
 
     k: jax.Array
     v: jax.Array
-
-
-def init_cache(config: LanguageModelConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """An empty cache for ``length`` positions."""
-    llama = config.llama
-    shape = (llama.num_hidden_layers, batch, length, llama.num_key_value_heads, llama.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,10 +253,10 @@ class Llama(nnx.Module):
         positions: jax.Array,
         *,
         segment_ids: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: Cache | list[Cache] | None = None,
         remat: Remat = "none",
         backend: Backend = "xla",
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Cache | list[Cache] | None]:
         """Runs the network up to its last norm.
 
         Args:
@@ -283,7 +278,7 @@ class Llama(nnx.Module):
         if cache is None:
             x = self._layers(x, cos, sin, causal_attention(backend, tokens.shape[1], segment_ids), remat)
         else:
-            slots = jnp.arange(cache.k.shape[2])[None]
+            slots = jnp.arange(jax.tree.leaves(cache)[0].shape[-3])[None]
             x, cache = self._cached_layers(x, cos, sin, causal_mask(positions, slots), positions, cache, remat)
         return self.norm(x), cache
 
@@ -297,23 +292,29 @@ class Llama(nnx.Module):
     def _cached_layers(self, x, cos, sin, mask, positions, cache, remat):
         rows = jnp.arange(x.shape[0])[:, None]
 
-        # The whole cache is carried, not scanned over, so that XLA updates it in place instead of copying it every call.
-        def layer(block, carry, index):
-            x, cache = carry
+        def layer(block, x, cache):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
             cache = Cache(
-                cache.k.at[index, rows, positions].set(k.astype(cache.k.dtype), mode="drop"),
-                cache.v.at[index, rows, positions].set(v.astype(cache.v.dtype), mode="drop"),
+                cache.k.at[rows, positions].set(k.astype(cache.k.dtype), mode="drop"),
+                cache.v.at[rows, positions].set(v.astype(cache.v.dtype), mode="drop"),
             )
-            heads = attention(q, cache.k[index].astype(q.dtype), cache.v[index].astype(q.dtype), mask)
-            return (block.finish(x, heads), cache), None
+            return block.finish(x, attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask)), cache
 
-        indices = jnp.arange(self.config.llama.num_hidden_layers)
-        return scan_layers(self.layers, layer, (x, cache), indices, remat=remat)[0]
+        return scan_layers(self.layers, layer, x, cache, remat=remat)
+
+    def init_cache(self, batch: int, length: int) -> Cache | list[Cache]:
+        """An empty cache for ``length`` positions, in the dtype that the model computes in and as its layers are kept."""
+        llama, dtype = self.config.llama, self.embedding[...].dtype
+        shape = (batch, length, llama.num_key_value_heads, llama.head_dim)
+        if isinstance(self.layers, nnx.List):
+            return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.layers]
+        shape = (llama.num_hidden_layers, *shape)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def output_kernel(self) -> jax.Array:
         """What hidden states are multiplied by for logits, [D, V']; the padding rows' columns come last."""
-        return self.embedding[...].T if self.config.llama.tie_word_embeddings else self.lm_head[...]
+        # A tied model whose matrices are quantised has a head of its own, since its embedding stays as it is.
+        return self.lm_head[...] if hasattr(self, "lm_head") else self.embedding[...].T
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] -> float32 logits [B, T, V], padding rows left out."""

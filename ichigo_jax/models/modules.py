@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ichigo_jax.models.quantized_weights import QuantizedKernel
 from ichigo_jax.parallel import RULES
 
 TIME_AXIS = RULES["time"]  # the mesh axis that activations' time is split over
@@ -95,7 +96,7 @@ class RMSNorm(nnx.Module):
         return self.scale[...] * y.astype(x.dtype)
 
 
-def project(x: jax.Array, kernel: jax.Array, axes: int = 1, dtype: Any = None) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: int = 1, dtype: Any = None) -> jax.Array:
     """Contracts the last ``axes`` axes of x with as many first axes of a kernel: [B, T, D], [D, N, H] -> [B, T, N, H].
 
     As one matrix product over all rows: XLA's CPU back end takes about half the time for the gradient of that than of the
@@ -103,10 +104,12 @@ def project(x: jax.Array, kernel: jax.Array, axes: int = 1, dtype: Any = None) -
 
     Args:
       x: [..., contracted].
-      kernel: [contracted, ...].
-      axes: how many axes are contracted.
+      kernel: [contracted, ...]; one in few bits has its contracted axes in its two first ones.
+      axes: how many axes of x are contracted.
       dtype: of the result and of the sums; None takes x's.
     """
+    if isinstance(kernel, QuantizedKernel):
+        return kernel.project(x, axes, dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.shape.get(TIME_AXIS, 1) > 1:
         return jnp.tensordot(x, kernel, axes, preferred_element_type=dtype)
@@ -156,26 +159,52 @@ def stack_layers(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> 
     return nnx.merge(graphdef, state)
 
 
+def unstack_layers(stacked: M) -> nnx.List:
+    """The blocks of ``stack_layers`` one by one, for inference.
+
+    A step that decodes one token reads every weight once. To slice a layer out of the stack first would copy it, which on a
+    CPU takes as long again. Training keeps the stack, whose program does not grow with depth.
+
+    Args:
+      stacked: is emptied on the way, so that no more than one of its arrays is in memory twice.
+    """
+    graphdef, state = nnx.split(stacked)
+    apart: list[list[tuple[Any, nnx.Variable]]] = []
+    for path, variable in nnx.to_flat_state(state):
+        arrays = list(variable.get_value())
+        apart = apart or [[] for _ in arrays]
+        for layer, array in zip(apart, arrays):
+            layer.append((path, variable.replace(array, axes=variable.axes[1:])))
+        variable.set_value(None)
+    return nnx.List([nnx.merge(graphdef, nnx.from_flat_state(layer)) for layer in apart])
+
+
 def scan_layers(
-    stacked: M,
+    layers: M | nnx.List,
     apply: Callable[[M, Any, Any], tuple[Any, Any]],
     carry: Any,
     inputs: Any = None,
     remat: Remat = "none",
 ) -> tuple[Any, Any]:
-    """Runs ``apply(block, carry, input) -> (carry, output)`` over stacked layers with ``lax.scan``.
+    """Runs ``apply(block, carry, input) -> (carry, output)`` over layers, with ``lax.scan`` where they are stacked.
 
     Args:
-      stacked: from ``stack_layers``.
+      layers: from ``stack_layers`` or ``unstack_layers``.
       apply: one layer.
       carry: what flows from layer to layer.
-      inputs: a tree with leading axis L, one slice a layer (a cache, say), or None.
+      inputs: what each layer gets (a cache, say): a tree with leading axis L, for layers apart a list of L trees; or None.
       remat: what the backward pass computes anew: "none", all but matrix products ("dots"), or everything ("full").
 
     Returns:
-      The last carry and the layers' outputs stacked along a leading axis L.
+      The last carry and the layers' outputs, stacked or listed as the inputs are.
     """
-    graphdef, state = nnx.split(stacked)
+    if isinstance(layers, nnx.List):
+        outputs = []
+        for block, layer_input in zip(layers, [None] * len(layers) if inputs is None else inputs):
+            carry, output = apply(block, carry, layer_input)
+            outputs.append(output)
+        return carry, outputs
+    graphdef, state = nnx.split(layers)
 
     def body(carry, layer):
         layer_state, layer_input = layer

@@ -112,6 +112,27 @@ class TestGenerateCommand:
         expected = answer_to(language_model, [{"role": "user", "content": [SoundCodes([3, 3, 0])]}], temperature=1.0)
         assert code == 0 and json.loads(printed.out) == {"audio": "a.wav", "text": expected}
 
+    def test_every_way_to_choose_is_passed_on(self, folder, language_model, capsys):
+        options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3, "seed": 7}
+        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        code, printed = self.run(capsys, "--model", folder, "--prompt", "hi", *flags)
+        assert code == 0 and printed.out == answer_to(language_model, [{"role": "user", "content": "hi"}], **options) + "\n"
+
+    def test_quantized(self, folder, capsys):
+        quantized = LanguageModel.from_pretrained(folder, quantize="int4", group_size=8)
+        code, printed = self.run(capsys, "--model", folder, "--prompt", "hi", "--quantize", "int4", "--group-size", 8)
+        assert code == 0 and printed.out == answer_to(quantized, [{"role": "user", "content": "hi"}]) + "\n"
+        code, printed = self.run(capsys, "--model", folder, "--prompt", "hi", "--quantize", "int4")
+        assert code == 2 and "expected a group size" in printed.err and printed.err.count("\n") == 1
+
+    def test_another_speech_tokenizer_is_refused(self, folder, monkeypatch, capsys):
+        other = types.SimpleNamespace(from_pretrained=lambda _: Ears("a" * 16))
+        monkeypatch.setattr(ichigo_jax, "SpeechTokenizer", other, raising=False)
+        arguments = ["--model", folder, "--audio", "a.wav", "--speech-tokenizer", "ears"]
+        code, printed = self.run(capsys, *arguments)
+        assert code == 2 and printed.out == "" and "trained with ffffffffffffffff (ears)" in printed.err
+        assert self.run(capsys, *arguments, "--allow-other-speech-tokenizer")[0] == 0
+
     def test_bad_input_is_one_line(self, folder, tmp_path, capsys):
         code, printed = self.run(capsys, "--model", folder, "--audio", "a.wav")
         assert code == 2 and "--speech-tokenizer" in printed.err and printed.err.count("\n") == 1

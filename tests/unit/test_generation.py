@@ -22,6 +22,7 @@ from ichigo_jax.inference.sampling import (
 )
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
+from ichigo_jax.models.modules import unstack_layers
 from ichigo_jax.text import TextTokenizer, train_llama_tokenizer
 from ichigo_jax.vocab import SoundVocabulary
 
@@ -166,6 +167,14 @@ class TestGenerate:
 
     def test_greedy_equals_the_argmax_of_logits(self, language_model):
         assert language_model.generate(PROMPTS[1:2], 6) == [greedy_by_logits(language_model, PROMPTS[1], 6)]
+
+    def test_layers_apart_answer_as_stacked_ones(self, language_model):
+        apart = Llama(CONFIG, nnx.Rngs(0))
+        apart.layers = unstack_layers(apart.layers)
+        apart = LanguageModel(apart, CONFIG, tokenizer=None)
+        np.testing.assert_allclose(apart.logits(PROMPTS[2:3]), language_model.logits(PROMPTS[2:3]), atol=1e-5)
+        assert apart.generate(PROMPTS, 10) == language_model.generate(PROMPTS, 10)
+        assert list(apart.stream(PROMPTS[1], 10)) == language_model.generate(PROMPTS[1:2], 10)[0]
 
     def test_a_batch_equals_one_by_one(self, language_model):
         together = language_model.generate(PROMPTS, 10)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling, init_cache, inverse_frequencies
+from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling, inverse_frequencies
 from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import make_mesh, named_sharding
 from ichigo_jax.vocab import SoundVocabulary
@@ -90,7 +90,7 @@ def test_packed_row_equals_its_sequences_apart(model, tokens):
 
 
 def test_cached_token_by_token_equals_one_pass(model, tokens):
-    cache = init_cache(CONFIG, batch=2, length=16, dtype=jnp.float32)
+    cache = model.init_cache(batch=2, length=16)
     assert cache.k.shape == cache.v.shape == (2, 2, 16, 2, 8)
     hidden = []
     for position in range(12):
@@ -103,7 +103,7 @@ def test_right_padded_prefill_then_decode(model, tokens):
     """Prompts of 5 and 8 tokens in one batch; the shorter one's padding leaves slots that its next tokens overwrite."""
     lengths = jnp.array([5, 8])
     prompt = jnp.where(jnp.arange(8) < lengths[:, None], tokens[:, :8], 0)
-    hidden, cache = cached(model, prompt, positions_of(prompt), init_cache(CONFIG, 2, 16, jnp.float32))
+    hidden, cache = cached(model, prompt, positions_of(prompt), model.init_cache(2, 16))
     expected = plain(model, tokens)
     np.testing.assert_allclose(hidden[0, :5], expected[0, :5], atol=1e-5)
     np.testing.assert_allclose(hidden[1, :8], expected[1, :8], atol=1e-5)
@@ -115,7 +115,7 @@ def test_right_padded_prefill_then_decode(model, tokens):
 
 def test_packed_rows_and_a_cache_are_refused(model, tokens):
     with pytest.raises(AssertionError, match="do not go together"):
-        model(tokens, positions_of(tokens), segment_ids=tokens, cache=init_cache(CONFIG, 2, 16, jnp.float32))
+        model(tokens, positions_of(tokens), segment_ids=tokens, cache=model.init_cache(2, 16))
 
 
 def test_remat_changes_no_gradient(model, tokens):
