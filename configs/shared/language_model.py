@@ -3,6 +3,7 @@
 The numbers are those of the released 8B model, from its paper and from the training configs in its torchtune fork: AdamW with
 torch's betas (0.9, 0.999) and decay on every parameter, a warm-up from zero, a cosine to zero at the last step, bfloat16, seed
 42, a checkpoint every 1000 steps and three of them kept. The configs bound the gradient norm to 1.0 where they bound it.
+Attention is the TPU's; on NVIDIA GPUs give `--config.train.attention=cudnn`, elsewhere `=xla`.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,17 @@ SIZES = {
     "qwen7b": ("qwen2.5-7b-instruct", True),
     "qwen32b": ("qwen2.5-32b-instruct", True),
 }
+# Of each: width, feed-forward, layers, heads, key/value heads, head size, whether the head is the embedding.
+DIMENSIONS = {
+    "1b": (2048, 8192, 16, 32, 8, 64, True),
+    "3b": (3072, 8192, 28, 24, 8, 128, True),
+    "8b": (4096, 14336, 32, 32, 8, 128, False),
+    "70b": (8192, 28672, 80, 64, 8, 128, False),
+    "qwen0.5b": (896, 4864, 24, 14, 2, 64, True),
+    "qwen1.5b": (1536, 8960, 28, 12, 2, 128, True),
+    "qwen7b": (3584, 18944, 28, 28, 4, 128, False),
+    "qwen32b": (5120, 27648, 64, 40, 8, 128, False),
+}
 # Of the released models up to v0.4; its 512 codes and the mask code are `extend-vocab --sound-codes 512`.
 SPEECH_TOKENIZER = "models/whisper-vq-stoks-v3-7lang"
 
@@ -29,6 +41,35 @@ def extended_model(size: str) -> str:
     """The folder of the text model with sound tokens, as the docstrings' commands name it."""
     check_size(size, SIZES)
     return f"models/{SIZES[size][0]}-sound"
+
+
+def network(size: str) -> dict:
+    """What the model folder must hold; of another vocabulary than 512 codes and their mask code make, the folder's own counts."""
+    width, feed_forward, layers, heads, kv_heads, head, tied = DIMENSIONS[size]
+    qwen = size.startswith("qwen")
+    scaling = {
+        "factor": 32.0 if size in ("1b", "3b") else 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return {
+        "architecture": "qwen2" if qwen else "llama",
+        "vocab_size": 152_180 if qwen else 128_771,
+        "hidden_size": width,
+        "intermediate_size": feed_forward,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head,
+        "max_position_embeddings": 32_768 if qwen else 131_072,
+        "rms_norm_eps": 1e-6 if qwen else 1e-5,
+        "rope_theta": 1_000_000.0 if qwen else 500_000.0,
+        "rope_scaling": None if qwen else scaling,
+        "tie_word_embeddings": tied,
+        "attention_bias": qwen,
+        "initializer_range": 0.02,
+    }
 
 
 def check_size(size: str, sizes) -> None:
@@ -69,7 +110,7 @@ def stage(
             "task": "language_model",
             "seed": 42,
             "init_from": init_from,
-            "model": None,
+            "model": {"llama": network(size), "adapter": None, "base_dtype": None},
             "data": {
                 "length": length,
                 "packing": examples_per_row > 1,
@@ -78,8 +119,10 @@ def stage(
                 "sources": sources,
                 "evaluation": (),
             },
-            "objective": {"predict": predict},
+            "objective": {"predict": predict, "loss_chunk": 1024, "z_loss": 0.0},
             "optimizer": {
+                "name": "adamw",
+                "state_dtype": "float32",
                 "learning_rate": learning_rate,
                 "linear_rate_width": None,
                 "embedding_rate": 1.0,
@@ -99,9 +142,13 @@ def stage(
                 "steps": steps,
                 "batch_size": rows,
                 "accumulation": parts,
+                "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
+                "attention": "splash",
                 "remat": "full" if large else "dots",
                 "stop_after_nonfinite": 10,
+                "spike_factor": None,
+                "spike_window": 64,
             },
             "mesh": {"data": 1 if large else -1, "fsdp": -1 if large else 1, "tensor": 1, "context": 1},
             "output": {

@@ -34,6 +34,7 @@ from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.training.losses import count_targets, vocabulary_loss
 from ichigo_jax.training.run_config import RunConfig
+from ichigo_jax.vocab import SoundVocabulary
 
 KIND = "language_model"
 
@@ -58,7 +59,8 @@ class StartingModel:
     """What a run that starts from ``init_from`` says of that model; None in its place: that it is whatever the folder holds.
 
     Attributes:
-      llama: its numbers, which the folder must have; with them the run can be planned before there is a folder. None: any.
+      llama: its numbers, which the folder must have (but ``vocab_size``, which is as large as its tokenizer); with them the run
+        can be planned before there is a folder. None: any.
       adapter: trained in the model's stead, which stays as it is; None: the model itself is trained.
       base_dtype: with an adapter, what the frozen weights are kept in, and the merged model at the end; else None.
     """
@@ -151,7 +153,7 @@ class LanguageModelTask:
         if config.init_from is not None and config.model is not None:
             self.starting = _starting_model(config.model)
         if workdir is None and self.starting.llama is not None:
-            self.model_config = LanguageModelConfig(self.starting.llama, None, (), self.starting.llama.vocab_size)
+            self.model_config = _padded(self.starting.llama, None, (), max(1, config.mesh.tensor))
             return
         self.model_config = self._read_model_config()
         if workdir is not None:
@@ -168,7 +170,7 @@ class LanguageModelTask:
         self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
         found = load_config(init_from, KIND, LanguageModelConfig)
         if expected is not None:
-            check_equal(init_from, found.llama, expected)
+            check_equal(init_from, found.llama, expected, but=("vocab_size",))
         if self.starting.adapter is not None:
             lora.check_fits(self.starting.adapter, found.llama)
         return found
@@ -284,8 +286,11 @@ def _described(path: str, examples: EncodedExamples, rows: int, length: int) -> 
 
 def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfig:
     llama = configuration.from_dict(LlamaConfig, {**new.llama, "vocab_size": tokenizer.size}, "config.model.llama")
-    padded = -(-tokenizer.size // new.vocab_multiple) * new.vocab_multiple
-    return LanguageModelConfig(llama, tokenizer.sound, tokenizer.eos_ids, padded)
+    return _padded(llama, tokenizer.sound, tokenizer.eos_ids, new.vocab_multiple)
+
+
+def _padded(llama: LlamaConfig, sound: SoundVocabulary | None, eos: tuple[int, ...], multiple: int) -> LanguageModelConfig:
+    return LanguageModelConfig(llama, sound, eos, padded_vocab_size=-(-llama.vocab_size // multiple) * multiple)
 
 
 def _starting_model(values: Any) -> StartingModel:
