@@ -29,6 +29,7 @@ from ichigo_jax.storage import whole
 VERSION = 1  # of what is written; another one makes every run encode anew
 ROWS_PER_CHUNK = 1000
 CHUNKS_ALONE = 4  # what this process encodes before it is worth starting others
+MOST_PROCESSES = 32  # each imports what the command imports, some hundred MiB
 
 SKIPPED = -1  # in place of a number of dropped ids
 
@@ -101,7 +102,7 @@ def encode_rows(
       encoder: what becomes of a row.
       folder: where encoded rows are kept; made when there is something to keep.
       faults: told of each row that cannot be used, while encoding.
-      processes: that encode at once; None: one for each CPU.
+      processes: that encode at once; None: one for each CPU, up to 32.
       progress: whether a bar is shown.
 
     Raises:
@@ -189,8 +190,9 @@ def _encode_chunk(chunk: Chunk, number: int, encoder: RowEncoder) -> _Encoded:
 
 
 def _cpus() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, where the system tells, up to ``MOST_PROCESSES``."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, MOST_PROCESSES)
 
 
 _worker_encoder: RowEncoder | None = None
