@@ -229,9 +229,9 @@ def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
             name = next(word for word in line.split() if word.startswith("%"))
             current = computations.setdefault(name, {})
             entry = name if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
-        elif current is not None and " = " in line:
+        elif current is not None and line.startswith("  ") and " = " in line:  # others go on with a kernel's attributes
             instruction = _instruction(line)
             current[instruction.name] = instruction
     if not entry:

@@ -95,6 +95,9 @@ ENTRY %main (x0: f32[4]) -> f32[4] {
   %start = s32[] constant(1)
   %state = (s32[], f32[4]{0}) tuple(%start, %x0)
   %loop = (s32[], f32[4]{0}) while(%state), condition=%test, body=%body
+  %kernel = f32[4]{0} custom-call(%x0), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="kernel = of several lines"}
   %all = f32[8]{0:T(8)S(1)} all-gather(%x0), replica_groups=mesh['a'=2] {'a'}, dimensions={0}
   ROOT %result = f32[4]{0} get-tuple-element(%loop), index=1
 }
