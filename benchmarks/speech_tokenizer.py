@@ -13,12 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import json
-import platform
-import statistics
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from side_by_side import load_average, report, turn_by_turn
 
 from ichigo_jax.models.modules import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
@@ -126,12 +122,6 @@ def original(size: str) -> tuple[Callable[[np.ndarray], np.ndarray], SpeechToken
     return run, model
 
 
-def seconds(run: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> float:
-    start = time.perf_counter()
-    run(samples)
-    return time.perf_counter() - start
-
-
 def against_the_original(sizes: list[str], batches: list[int], repeats: int) -> list[dict]:
     rows = []
     for size in sizes:
@@ -140,8 +130,7 @@ def against_the_original(sizes: list[str], batches: list[int], repeats: int) -> 
         for batch in batches:
             samples = clips(batch)
             same = float((theirs(samples) == ours(samples)).mean())  # the first, untimed turn of both
-            turns = [(seconds(theirs, samples), seconds(ours, samples)) for _ in range(repeats)]
-            their_seconds, our_seconds = (statistics.median(column) for column in zip(*turns))
+            their_seconds, our_seconds = turn_by_turn([lambda: theirs(samples), lambda: ours(samples)], repeats)  # noqa: B023
             rows.append(
                 {
                     "size": size,
@@ -169,7 +158,7 @@ def on_the_device(sizes: list[str], batches: list[int], repeats: int) -> list[di
         for batch in batches:
             samples = jax.device_put(np.resize(few, (batch, few.shape[1])))
             half(samples)
-            spent = statistics.median(seconds(half, samples) for _ in range(repeats))
+            (spent,) = turn_by_turn([lambda: half(samples)], repeats)  # noqa: B023
             rows.append(
                 {
                     "size": size,
@@ -183,13 +172,6 @@ def on_the_device(sizes: list[str], batches: list[int], repeats: int) -> list[di
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """As Markdown."""
-    shown = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
-    lines = [[name.replace("_", " ") for name in rows[0]], ["---"] * len(rows[0]), *([*map(shown, row.values())] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", action="store_true", help="time an accelerator instead of comparing on the CPU")
@@ -197,15 +179,14 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, help="clips at a time (1 8; with --device 32 64 128 256)")
     parser.add_argument("--repeats", type=int, default=5, help="turns, of which the median counts (5)")
     arguments = parser.parse_args()
+    load = load_average()
     if arguments.device:
         rows = on_the_device(arguments.sizes or ["medium"], arguments.batches or [32, 64, 128, 256], arguments.repeats)
     else:
         jax.config.update("jax_platforms", "cpu")
         rows = against_the_original(arguments.sizes or ["tiny", "base", "medium"], arguments.batches or [1, 8], arguments.repeats)
     packages = ["jax", "flax"] if arguments.device else ["jax", "flax", "torch", "openai-whisper", "ichigo"]
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    print(table(rows))
-    print(json.dumps({"device": jax.devices()[0].device_kind, "versions": versions, "rows": rows}))
+    report({"rows": rows}, packages, load)
 
 
 if __name__ == "__main__":
