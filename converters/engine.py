@@ -6,6 +6,7 @@ companions is reported, all in one error.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import os
 import types
@@ -144,12 +145,12 @@ class TensorInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight(TensorInfo):
+class Weight(TensorInfo, abc.ABC):
     """A foreign tensor, wherever it is; nothing is read before it is asked for."""
 
+    @abc.abstractmethod
     def read(self) -> np.ndarray:
         """All of it."""
-        raise NotImplementedError
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Its rows in order, some megabytes at a time where they can be had so."""
@@ -256,19 +257,21 @@ def read_pieces(
 
 
 def assemble(arrays: Iterable[tuple[Piece, np.ndarray]], targets: Shapes) -> dict[Path, np.ndarray]:
-    """Fills our arrays, stacked ones layer by layer; one foreign tensor is in memory beside them."""
+    """Fills our arrays, stacked ones layer by layer; one foreign tensor is in memory beside them. Rows only ours are 0."""
     state: dict[Path, np.ndarray] = {}
     for piece, array in arrays:
         if piece.target not in state:
-            state[piece.target] = np.empty(targets[piece.target], array.dtype)
-        state[piece.target][... if piece.layer is None else piece.layer] = array
+            state[piece.target] = np.zeros(targets[piece.target], array.dtype)
+        ours = state[piece.target][... if piece.layer is None else piece.layer]
+        ours[tuple(map(slice, array.shape))] = array
     return state
 
 
 def foreign_tensor(piece: Piece, state: Mapping[Path, np.ndarray]) -> np.ndarray:
     """The way out: one foreign tensor from our arrays."""
     array = state[piece.target]
-    return piece.transform.inverse(array if piece.layer is None else array[piece.layer])
+    array = piece.transform.inverse(array if piece.layer is None else array[piece.layer])
+    return array[tuple(map(slice, piece.shape))]  # without the rows that only ours has
 
 
 def duplicates(keys: Iterable[str]) -> list[str]:

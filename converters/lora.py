@@ -6,6 +6,7 @@ trained in full (``modules_to_save``). Here it becomes the merged model with the
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
@@ -201,9 +202,9 @@ def table(base: LanguageModelConfig, adapter: LoraConfig) -> list[Row]:
         a, b = (row.transform, TRANSPOSED) if heads_first else (TRANSPOSED, row.transform)
         rows.append(Row(f"{module}.lora_A{WEIGHT}", lora.adapter_path(name, "a"), a))
         rows.append(Row(f"{module}.lora_B{WEIGHT}", lora.adapter_path(name, "b"), b))
-    rows += [Row(PREFIX + known[path].source, path, known[path].transform) for path in adapter.whole]
+    rows += [dataclasses.replace(known[path], source=PREFIX + known[path].source) for path in adapter.whole]
     if base.llama.tie_word_embeddings and "embedding" in adapter.train_also:
-        rows.append(Row(PREFIX + HEAD + WEIGHT, ("embedding",), known["embedding",].transform))
+        rows.append(dataclasses.replace(known["embedding",], source=PREFIX + HEAD + WEIGHT))
     return rows
 
 

@@ -38,7 +38,11 @@ ALL = [(stage, size + more) for stage, (sizes, variants) in STAGES.items() for s
 @pytest.mark.parametrize(("stage", "argument"), ALL)
 def test_every_argument_gives_a_run(stage, argument):
     config = load(f"{CONFIGS}/{stage}.py:{argument}", [])
-    assert config.task == "language_model" and config.model is None and config.init_from
+    assert config.task == "language_model" and config.init_from
+    task = make_task(config, None)  # without a folder it knows shapes, from the config alone
+    assert task.model_config.llama.tie_word_embeddings == (argument.split(",")[0] in ("1b", "3b", "qwen0.5b", "qwen1.5b"))
+    rows = (config.train.batch_size, config.data["length"])
+    assert {value.shape for value in task.batch_shapes().values()} == {rows} and task.tokens_per_step() == rows[0] * rows[1]
     assert config.train.batch_size % config.train.accumulation == 0
     assert config.data["packing"] == ("per_row" in argument)
     assert (config.data["sound_form"] == "compressed") == (
@@ -53,7 +57,7 @@ def test_the_releases_numbers():
         train, optimizer = config.train, config.optimizer
         found[stage] = (train.steps, train.batch_size, optimizer.learning_rate, optimizer.warmup_steps, config.data["length"])
         assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 0.005, 1.0)
-        assert config.objective == {"predict": "all"}
+        assert config.objective["predict"] == "all"
     assert found == {
         "llama_pretrain": (8064, 480, 2e-4, 50, 512),
         "llama_instruct": (7400, 256, 7e-5, 73, 4096),
@@ -127,7 +131,9 @@ def root(tmp_path_factory):
 def test_each_stage_is_built_and_reads_its_data(root, tmp_path, capsys, stage, more):
     argument = f"1b,init={root / 'model'},data={root / stage},speech_tokenizer={root / 'speech'}{more}"
     config = load(f"{CONFIGS}/{stage}.py:{argument}", [])
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4))
+    with pytest.raises(InputError, match="hidden_size 16"):
+        make_task(config, tmp_path)
+    config = dataclasses.replace(config, model=None, train=dataclasses.replace(config.train, batch_size=4))
     task = make_task(config, tmp_path)
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) > 5000

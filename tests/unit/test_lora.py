@@ -96,7 +96,7 @@ def test_only_the_adapter_and_what_is_trained_in_full_has_gradients_and_optimize
     assert {array.dtype.name for array in jax.tree.leaves(frozen)} == {"bfloat16"}
 
     optimizer = make_optimizer(load("configs/nano_llama.py", []).optimizer, 10, model)
-    state = make_state(params, frozen, buffers, optimizer)
+    state = make_state(params, frozen, buffers, optimizer, spike_window=1)
     size = lambda tree: sum(array.nbytes for array in jax.tree.leaves(tree))  # noqa: E731
     assert 2 * size(params) <= size(state.opt_state) <= 2 * size(params) + 64  # two moments and a few counters
 
@@ -268,7 +268,7 @@ def test_logits_gradients_and_twenty_steps_equal_pefts(torch, case):
     settings = dataclasses.replace(settings, weight_decay_on="all", learning_rate=1e-2, warmup_steps=3, clip_norm=0.5)
     ours = recording(make_optimizer(settings, 20, model))
     graphdef, *parts = split(model, ())
-    state = make_state(*parts, ours)
+    state = make_state(*parts, ours, spike_window=1)
     step = jax.jit(make_step(task(), run_config(1), graphdef, ours))
     schedule = learning_rate_schedule(settings, 20)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
