@@ -146,8 +146,8 @@ def shared_axes(name: str, parameter: nnx.Variable) -> tuple[int, ...]:
     """The axes of one Adam-mini block, whose elements share a second moment; stacked layers have blocks of their own.
 
     A block is a head of queries or keys, a token's row of the embedding or of the output, all of a norm, and otherwise
-    what feeds one output (Zhang et al. 2024, https://arxiv.org/abs/2406.16793, section 2.3). ``("layers", "ffn", "embed")``,
-    whose outputs are ``embed``, -> ``(1,)``.
+    what feeds one output (Zhang et al. 2024, https://arxiv.org/abs/2406.16793). ``("layers", "ffn", "embed")``, whose outputs
+    are ``embed``, -> ``(1,)``.
 
     Args:
       name: what the parameter is called in its module.

@@ -16,6 +16,7 @@ from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
 from ichigo_jax.train import make_step
+from ichigo_jax.training.checkpoint import Checkpoints
 from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
 
 CONFIG = LanguageModelConfig(
@@ -143,6 +144,19 @@ def test_a_step_whose_gradient_spikes_is_skipped_once_enough_are_known():
     assert int(calm.skipped) == 1 and int(metrics["skipped_in_a_row"]) == 0
     np.testing.assert_allclose(calm.recent_norms[-1], metrics["grad_norm"], rtol=1e-6)
     np.testing.assert_array_equal(calm.recent_norms[:-1], state.recent_norms[1:])
+
+
+def test_what_a_spike_is_compared_with_survives_a_checkpoint(tmp_path):
+    optimizer = optax.sgd(1e-3)
+    graphdef, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
+    step = jax.jit(make_step(task(), run_config(1, spike_factor=2.0), graphdef, optimizer))
+    state, _ = step(make_state(*parts, optimizer, WINDOW), batch())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", kept=1)
+    checkpoints.save(state, 1, {})
+    checkpoints.close()
+    found = Checkpoints(tmp_path / "checkpoints", kept=1).restore(jax.tree.map(jnp.zeros_like, state))
+    assert np.isnan(found.recent_norms).sum() == WINDOW - 1
+    jax.tree.map(np.testing.assert_array_equal, vars(found), vars(state))
 
 
 def test_without_a_factor_nothing_spikes():
