@@ -7,6 +7,7 @@ or a vocabulary into blocks along its longest axis.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -18,13 +19,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from ichigo_jax.errors import InputError
 
 PARAMS = "params"
 LAYERS = "layers"  # in an array's path: its leading axis is the stack of layers
 CHUNK_BYTES = 1 << 23
+METADATA = b"/.zarray"  # every array of the store has one
 
 ArrayPath = tuple[str, ...]
 Stores = dict[ArrayPath, ts.TensorStore]
@@ -63,12 +65,13 @@ def open_arrays(folder: str | os.PathLike) -> Stores:
       InputError: no ``params/``, or one that is broken.
     """
     path = params_folder(folder)
-    with ocp.PyTreeCheckpointer() as checkpointer, reading(path):
-        metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
-            raise InputError(f"{path}: expected an Orbax checkpoint, found none or parts of one; write the model folder anew")
+    with reading(path):
         context = ts.Context()
-        futures = {key: ts.open(_spec(path, key), open=True, context=context) for key in flatten_dict(metadata.tree)}
+        listing = ts.KvStore.open(_database(path), context=context).result().list().result()
+        keys = [tuple(name.decode().split("/")[0].split(".")) for name in listing if name.endswith(METADATA)]
+        if not keys:
+            raise InputError(f"{path}: no arrays found, expected an Orbax checkpoint; write the model folder anew")
+        futures = {key: ts.open(_spec(path, key), open=True, context=context) for key in keys}
         return {key: future.result() for key, future in futures.items()}
 
 
@@ -106,23 +109,27 @@ def read(store: ts.TensorStore) -> np.ndarray:
     return array
 
 
-class reading:
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
     """What TensorStore and Orbax raise on broken files becomes an ``InputError`` that names ``path``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # Orbax wraps what TensorStore found in a bare Exception; anything else (memory, say) is not the files' fault.
+        if not isinstance(error, (ValueError, OSError, KeyError)) and type(error) is not Exception:
+            raise
+        message = " ".join(str(error.__cause__ or error).split())[:300]
+        raise InputError(f"{path}: expected a model's arrays, found them broken: {message}") from error
 
-    def __init__(self, path: str | os.PathLike):
-        self._path = path
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ValueError, OSError, KeyError)) and not isinstance(error, InputError):
-            message = " ".join(str(error).split())[:300]
-            raise InputError(f"{self._path}: expected a model's arrays, found them broken: {message}") from error
+def _database(path: Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
 
 
 def _spec(path: Path, key: ArrayPath) -> dict[str, Any]:
-    kvstore = {"driver": "ocdbt", "base": f"file://{path}/", "path": ".".join(key) + "/"}
+    kvstore = {**_database(path), "path": ".".join(key) + "/"}
     # As Orbax reads: a chunk that is not there is damage and not zeros, so chunks of zeros are stored as well.
     return {"driver": "zarr", "kvstore": kvstore, "store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
 

@@ -22,6 +22,8 @@ STATE = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Written a layer, or a part of the rows, at a time."""
+    tmp_path = tmp_path / "100% of it #1"  # names that a URL would spell otherwise
+    tmp_path.mkdir()
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 96)
     stores = stored_arrays.create(tmp_path, {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in STATE.items()})
     for key, array in STATE.items():
