@@ -107,18 +107,8 @@ class Program(NamedTuple):
 
 
 def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
-    """The program of one run on a mesh, which must be set (``jax.set_mesh``).
-
-    Raises:
-      InputError: a batch that cannot be divided evenly among the parts and the devices.
-    """
-    frozen, rows, parts = config.optimizer.frozen, config.train.batch_size, config.train.accumulation
-    spread = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (parts * spread):
-        raise InputError(
-            f"train.batch_size {rows} found, expected a multiple of train.accumulation {parts} times the {spread} devices of the "
-            "mesh axes data and fsdp"
-        )
+    """The program of one run on a mesh, which must be set (``jax.set_mesh``)."""
+    frozen = config.optimizer.frozen
     abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
     optimizer = make_optimizer(config.optimizer, config.train.steps, abstract)
 

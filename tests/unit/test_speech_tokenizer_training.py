@@ -397,9 +397,6 @@ def test_a_run_starts_from_a_whisper_and_the_next_from_its_tokenizer(tmp_path, t
     config = dataclasses.replace(
         config, init_from=str(tmp_path / "whisper"), train=dataclasses.replace(config.train, steps=2, accumulation=2)
     )
-    with pytest.raises(InputError, match="batch_size 8 found, expected a multiple of train.accumulation 2 times the 8 devices"):
-        train(config, tmp_path / "uneven")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=16))
     assert train(config, tmp_path / "run") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"kl", "commitment", "accuracy", "codebook_perplexity"} <= rows[0].keys()
