@@ -26,6 +26,8 @@ from ichigo_jax.training.optimizer import make_optimizer
 from ichigo_jax.training.run_config import load
 from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
 
+pytestmark = pytest.mark.slow
+
 RECIPE = str(Path(__file__).parents[2] / "configs" / "nano_llama.py")
 STEPS, WARMUP, PEAK, FLOOR, DECAY = 20, 4, 3e-3, 0.1, 0.005
 ROWS, LENGTH, VOCABULARY = 4, 24, 50

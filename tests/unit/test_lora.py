@@ -255,6 +255,7 @@ def assert_gradients_equal(found, expected):
         assert_close(found[path], gradient, str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "llama-tied", "qwen2"])
 def test_logits_gradients_and_twenty_steps_equal_pefts(torch, case):
     config, adapter = CASES[case]
