@@ -262,8 +262,8 @@ def assemble(arrays: Iterable[tuple[Piece, np.ndarray]], targets: Shapes) -> dic
     for piece, array in arrays:
         if piece.target not in state:
             state[piece.target] = np.zeros(targets[piece.target], array.dtype)
-        ours = state[piece.target][... if piece.layer is None else piece.layer]
-        ours[tuple(map(slice, array.shape))] = array
+        rows = tuple(map(slice, array.shape))
+        state[piece.target][rows if piece.layer is None else (piece.layer, *rows)] = array
     return state
 
 

@@ -235,6 +235,9 @@ def test_blocks_do_not_change_the_rows(monkeypatch):
     """Statistics and noise are those of the whole, however it is cut."""
 
     class Whole(engine.Weight):
+        def read(self):
+            return array
+
         def blocks(self):
             return engine.row_blocks(array)
 
