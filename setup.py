@@ -12,6 +12,7 @@ EXTRAS = {
         SPEECH_SYNTHESIS,
         "matplotlib>=3.9",
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         # what the reference implementations need; they themselves are installed without their dependencies (launch/test.sh)
         "einops",

@@ -103,7 +103,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "compute_dtype": "float32",
                 "attention": "xla",
                 "remat": "none",
-                "stop_after_nonfinite": 10,
+                "stop_after_skipped": 10,
                 "spike_factor": config_dict.placeholder(float),
                 "spike_window": 64,
             },

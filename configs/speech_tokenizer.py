@@ -161,7 +161,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "compute_dtype": "bfloat16",
                 "attention": "xla",
                 "remat": "dots",
-                "stop_after_nonfinite": 10,
+                "stop_after_skipped": 10,
                 "spike_factor": config_dict.placeholder(float),
                 "spike_window": 64,
             },

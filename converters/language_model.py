@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import math
 import os
@@ -95,7 +94,7 @@ def import_hf(source: Path, target: Path, dtype: str | None, vocab_multiple: int
     with whole(target) as partial, tempfile.TemporaryDirectory() as companions:
         config, weights = open_hf(source)
         config = pad_vocabulary(config, vocab_multiple)
-        provenance = {**hf_origin(source), **speech_tokenizer_of(source)}
+        provenance = {**hf_origin(source), **heard_in_training(source)}
         copy_files(COMPANIONS, source, Path(companions))
         has_tokenizer = (source / "tokenizer.json").exists()
         cast = engine.IMPORT_DTYPES[dtype] if dtype else None
@@ -125,14 +124,14 @@ def hf_origin(source: Path) -> dict[str, Any]:
 
 
 def pad_vocabulary(config: LanguageModelConfig, multiple: int) -> LanguageModelConfig:
-    """``config`` with the fewest embedding rows that ``multiple`` divides.
+    """``LanguageModelConfig.padded_to`` a command's ``--vocab-multiple``.
 
     Raises:
-      InputError: a multiple below 1.
+      InputError: one below 1.
     """
     if multiple < 1:
         raise InputError(f"--vocab-multiple {multiple} found, expected at least 1")
-    return dataclasses.replace(config, padded_vocab_size=-(-config.llama.vocab_size // multiple) * multiple)
+    return config.padded_to(multiple)
 
 
 def pieces_of(config: LanguageModelConfig) -> list[engine.Piece]:
@@ -199,7 +198,7 @@ def export_hf(
         provenance = {
             "source": source.resolve().name,
             "source_format": "model folder",
-            **speech_tokenizer_of(source),
+            **heard_in_training(source),
             "export_max_abs_logit_diff": difference,
             **({"export_not_compared": reason} if reason else {}),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
@@ -273,9 +272,8 @@ def _special_ids(folder: Path, config: LanguageModelConfig) -> dict[str, Any]:
     return ids
 
 
-def speech_tokenizer_of(folder: Path) -> dict[str, Any]:
-    """The fingerprint of the speech tokenizer that the model was trained with, where the folder records one."""
+def heard_in_training(folder: Path) -> dict[str, Any]:
+    """What a folder's provenance says of the sound its model knows: whose codes, by fingerprint, and in which form."""
     file = folder / "provenance.json"
-    key = "speech_tokenizer_fingerprint"
     provenance = read_object(file) if file.exists() else {}
-    return {key: provenance[key]} if key in provenance else {}
+    return {key: provenance[key] for key in ("speech_tokenizer_fingerprint", "sound_form") if key in provenance}

@@ -256,7 +256,7 @@ def import_peft(source: Path, base: Path, target: Path) -> None:
         }
         state = unflatten_dict(lora.merge_arrays(stored, arrays, adapter))
         texts = base / TOKENIZER_FOLDER
-        of_base = language_model.speech_tokenizer_of(base)
+        of_base = language_model.heard_in_training(base)
         save_model(partial, language_model.KIND, config, state, provenance | of_base, texts if texts.is_dir() else None)
         lora.save_adapter(partial, adapter, unflatten_dict(arrays), provenance)
 
@@ -288,7 +288,7 @@ def export_peft(source: Path, target: Path, base_name: str | None) -> None:
         provenance = {
             "source": source.resolve().name,
             "source_format": "model folder",
-            **language_model.speech_tokenizer_of(source),
+            **language_model.heard_in_training(source),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         }
         write_json(partial / "provenance.json", provenance)

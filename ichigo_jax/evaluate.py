@@ -24,7 +24,7 @@ from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import write_json
-from ichigo_jax.text import SoundCodes, transcription_request
+from ichigo_jax.text import transcription_request
 
 LONGEST_ANSWER = 64  # tokens
 
@@ -70,13 +70,13 @@ def evaluate_speech_tokenizer(model: str, rows: list[dict[str, Any]]) -> dict[st
 def evaluate_assistant(model: str, speech_tokenizer: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """``answers_exact``, the same for each kind of request, and ``wer`` of the language model's own transcriptions."""
     assistant = Assistant(LanguageModel.from_pretrained(model), SpeechTokenizer.from_pretrained(speech_tokenizer))
-    heard = [codes.tolist() for codes in assistant.speech_tokenizer.encode([row["path"] for row in rows])]
+    heard = assistant.hear([row["path"] for row in rows])
 
     def ask(contents: list) -> list[str]:
         return assistant.language_model.answer([[{"role": "user", "content": content}] for content in contents], LONGEST_ANSWER)
 
-    replies = ask([[SoundCodes(codes)] for codes in heard])
-    transcriptions = ask([transcription_request(codes, "en", seed=0) for codes in heard])
+    replies = ask([[speech] for speech in heard])
+    transcriptions = ask([transcription_request(speech, "en", seed=0) for speech in heard])
     done = [{**row, "transcription": text, "reply": reply} for row, text, reply in zip(rows, transcriptions, replies)]
     metrics = {
         "answers_exact": exact_fraction([row["answer"] for row in done], replies),

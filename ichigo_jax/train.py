@@ -174,7 +174,7 @@ def train(config: RunConfig, workdir: Path) -> int:
                 taken = step - values["skipped_steps"]
                 log.write(step, {**values, "learning_rate": learning_rate(max(taken - 1, 0)), "steps_per_second": rate})
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
-                if values["skipped_in_a_row"] >= config.train.stop_after_nonfinite:
+                if values["skipped_in_a_row"] >= config.train.stop_after_skipped:
                     raise InputError(f"step {step}: {SKIPPED.format(int(values['skipped_in_a_row']))}")
                 clock, logged = time.perf_counter(), step
             progress.update()

@@ -13,4 +13,5 @@ install test openai-whisper ichigo ichigo_asr vector-quantize-pytorch
 
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-"$VENV/bin/python" -m pytest "$@"
+# As many processes as cores, since compilers use one core each; a file's tests share one process and its fixtures.
+"$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -146,7 +146,7 @@ def stage(
                 "compute_dtype": "bfloat16",
                 "attention": "splash",
                 "remat": "full" if large else "dots",
-                "stop_after_nonfinite": 10,
+                "stop_after_skipped": 10,
                 "spike_factor": None,
                 "spike_window": 64,
             },

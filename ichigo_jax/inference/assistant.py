@@ -90,8 +90,19 @@ class Assistant:
           wording: which of the request's wordings (``text.prompts``).
           max_new_tokens, **options: as for ``reply``.
         """
-        request = transcription_request(self._codes(audio), language, wording)
+        request = transcription_request(*self.hear([audio]), language, wording)
         return self._answer([{"role": "user", "content": request}], max_new_tokens, options)
+
+    def hear(self, audio: Sequence[Audio]) -> list[SoundCodes]:
+        """Each clip as a part of a message, in the form (``SoundCodes.compressed``) that the language model was trained on.
+
+        Raises:
+          InputError: this assistant has no speech tokenizer, or what that refuses.
+        """
+        if self.speech_tokenizer is None:
+            raise InputError("audio found, but this assistant has no speech tokenizer; give the model's own one")
+        compressed = self.language_model.provenance.get("sound_form") == "compressed"
+        return [SoundCodes(codes.tolist(), compressed) for codes in self.speech_tokenizer.encode(audio)]
 
     def _answer(self, conversation: Messages, max_new_tokens: int, options: Mapping[str, Any]) -> str:
         return self.language_model.answer([conversation], max_new_tokens, **options)[0]
@@ -99,14 +110,8 @@ class Assistant:
     def _conversation(self, audio: Audio | None, messages: Messages) -> list[Mapping[str, Any]]:
         if audio is None and not messages:
             raise InputError("nothing to answer: found neither audio nor messages")
-        heard = [] if audio is None else [{"role": "user", "content": [SoundCodes(self._codes(audio))]}]
+        heard = [] if audio is None else [{"role": "user", "content": self.hear([audio])}]
         return [*messages, *heard]
-
-    def _codes(self, audio: Audio) -> list[int]:
-        if self.speech_tokenizer is None:
-            raise InputError("audio found, but this assistant has no speech tokenizer; give the model's own one")
-        (codes,) = self.speech_tokenizer.encode([audio])
-        return codes.tolist()
 
 
 def _check_pair(language_model: LanguageModel, speech_tokenizer: SpeechTokenizer, allow_other: bool) -> None:

@@ -128,6 +128,10 @@ class LanguageModelConfig:
             last = self.sound.first_id + self.sound.size - 1
             raise InputError(f"sound tokens {self.sound.first_id} to {last} found, expected ids below vocab_size {vocab_size}")
 
+    def padded_to(self, multiple: int) -> LanguageModelConfig:
+        """With the fewest embedding rows that ``multiple`` divides."""
+        return dataclasses.replace(self, padded_vocab_size=-(-self.llama.vocab_size // multiple) * multiple)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Cache

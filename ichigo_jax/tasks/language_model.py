@@ -34,7 +34,6 @@ from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.training.losses import count_targets, vocabulary_loss
 from ichigo_jax.training.run_config import RunConfig
-from ichigo_jax.vocab import SoundVocabulary
 
 KIND = "language_model"
 
@@ -153,7 +152,8 @@ class LanguageModelTask:
         if config.init_from is not None and config.model is not None:
             self.starting = _starting_model(config.model)
         if workdir is None and self.starting.llama is not None:
-            self.model_config = _padded(self.starting.llama, None, (), max(1, config.mesh.tensor))
+            network = self.starting.llama
+            self.model_config = LanguageModelConfig(network, None, (), network.vocab_size).padded_to(max(1, config.mesh.tensor))
             return
         self.model_config = self._read_model_config()
         if workdir is not None:
@@ -286,11 +286,7 @@ def _described(path: str, examples: EncodedExamples, rows: int, length: int) -> 
 
 def _model_config(new: NewModel, tokenizer: TextTokenizer) -> LanguageModelConfig:
     llama = configuration.from_dict(LlamaConfig, {**new.llama, "vocab_size": tokenizer.size}, "config.model.llama")
-    return _padded(llama, tokenizer.sound, tokenizer.eos_ids, new.vocab_multiple)
-
-
-def _padded(llama: LlamaConfig, sound: SoundVocabulary | None, eos: tuple[int, ...], multiple: int) -> LanguageModelConfig:
-    return LanguageModelConfig(llama, sound, eos, padded_vocab_size=-(-llama.vocab_size // multiple) * multiple)
+    return LanguageModelConfig(llama, tokenizer.sound, tokenizer.eos_ids, llama.vocab_size).padded_to(new.vocab_multiple)
 
 
 def _starting_model(values: Any) -> StartingModel:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ichigo_jax.errors import InputError
@@ -43,16 +41,15 @@ def transcription_prompt(language: str, seed: int) -> str:
 
 
 def transcription_request(
-    codes: Sequence[int], language: str | None, seed: int, task_token: str = RELEASED_TASK_TOKEN, compressed: bool = False
+    speech: SoundCodes, language: str | None, seed: int, task_token: str = RELEASED_TASK_TOKEN
 ) -> list[Part]:
-    """The content of a user's message that asks for the words of ``codes``.
+    """The content of a user's message that asks for the words of ``speech``.
 
     Args:
-      codes: sound codes.
+      speech: what was said.
       language: of the wording, or None for the older form, ``task_token`` alone.
       seed: chooses the wording.
       task_token: the special token of the older form; the released models' unless given.
-      compressed: see ``SoundCodes``.
     """
     request: Part = SpecialToken(task_token) if language is None else transcription_prompt(language, seed)
-    return [request, SoundCodes(codes, compressed)]
+    return [request, speech]

@@ -70,7 +70,7 @@ class TrainConfig:
       compute_dtype: what the parameters are cast to for the forward and backward pass.
       attention: back end (``attention.causal_attention``).
       remat: what the backward pass computes anew (``modules.scan_layers``).
-      stop_after_nonfinite: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run stops.
+      stop_after_skipped: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run stops.
       spike_factor: a step whose gradient norm is above this times the median of the last ``spike_window`` norms that were not
         skipped is skipped as well, once there are so many; None: no step is.
       spike_window: gradient norms that are kept for it.
@@ -83,7 +83,7 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"]
     attention: Literal["xla", "cudnn", "splash"]
     remat: Literal["none", "dots", "full"]
-    stop_after_nonfinite: int
+    stop_after_skipped: int
     spike_factor: float | None
     spike_window: int
 

@@ -1,8 +1,10 @@
 """A corpus, text tokenizers and sound tokens, made once by the commands that a user would type."""
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,22 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
+@functools.cache
+def compiled_programs():
+    """A folder in which processes leave what they compiled for those that come after them; goes when the tests end."""
+    return tempfile.TemporaryDirectory(prefix="compiled-")
+
+
 def environment(devices=1):
-    """So many CPU devices, and programs that are compiled quickly rather than well."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    """So many CPU devices, and programs that are compiled quickly rather than well, and once."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": compiled_programs().name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "PYTHONPATH": str(REPOSITORY),
+    }
 
 
 def start(module, *arguments, **options):

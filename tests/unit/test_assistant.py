@@ -62,8 +62,14 @@ class TestAssistant:
         assert assistant.reply(messages=before[:1], **SHORT) == answer_to(language_model, before[:1])
 
     def test_transcribes(self, assistant, language_model):
-        request = [{"role": "user", "content": transcription_request([3, 3, 0], "vi", 2)}]
+        request = [{"role": "user", "content": transcription_request(SoundCodes([3, 3, 0]), "vi", 2)}]
         assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
+
+    def test_hears_in_the_form_it_was_trained_on(self, language_model):
+        trained = types.SimpleNamespace(config=language_model.config, tokenizer=language_model.tokenizer)
+        for form, compressed in (("plain", False), ("compressed", True)):
+            trained.provenance = language_model.provenance | {"sound_form": form}
+            assert Assistant(trained, Ears()).hear([CLIP, CLIP]) == [SoundCodes([3, 3, 0], compressed)] * 2
 
     @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}])
     def test_stream_is_the_reply_in_pieces(self, assistant, options):

@@ -352,11 +352,11 @@ class TestPrompts:
             transcription_prompt("xx", 0)
 
     def test_request(self, chatml):
-        assert transcription_request([1, 2], "en", 0) == [transcription_prompt("en", 0), SoundCodes([1, 2])]
-        older = transcription_request([1], None, 0)
+        assert transcription_request(SoundCodes([1, 2]), "en", 0) == [transcription_prompt("en", 0), SoundCodes([1, 2])]
+        older = transcription_request(SoundCodes([1]), None, 0)
         assert older == [SpecialToken(RELEASED_TASK_TOKEN), SoundCodes([1])]
         ids = encode_chat(chatml, [{"role": "user", "content": older}], add_generation_prompt=True).ids
-        assert transcription_request([1], None, 0, task_token="<|other|>", compressed=True) == [
+        assert transcription_request(SoundCodes([1], compressed=True), None, 0, task_token="<|other|>") == [
             SpecialToken("<|other|>"),
             SoundCodes([1], compressed=True),
         ]
