@@ -108,7 +108,7 @@ def get_config(argument: str = "") -> ConfigDict:
             {"name": "heldout", "path": f"{root}/tokens/heldout.parquet", "limit": 64, "max_new_tokens": 32},
         )
         config.objective.predict = "answers"
-        config.train.steps = 1300
+        config.train.steps = 1000
         if options.lora:
             adapter = {"rank": 16, "alpha": 32.0, "rslora": False, "targets": ("all",), "train_also": ("embedding", "lm_head")}
             config.model = {"llama": None, "adapter": adapter, "base_dtype": "float32"}

@@ -96,7 +96,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frozen": ("quantizer",),
             },
             "train": {
-                "steps": 720,
+                "steps": 640,
                 "batch_size": 16,
                 "accumulation": 1,
                 "param_dtype": "float32",
@@ -120,7 +120,7 @@ def get_config(argument: str = "") -> ConfigDict:
     if quantizer:
         config.init_from = f"{root}/whisper/model"
         config.optimizer.frozen = ()
-        config.train.steps = 560
+        config.train.steps = 480
     if options.smoke:
         config.model.whisper.update(n_audio_state=64, n_audio_head=1, n_text_state=64, n_text_head=1)
         config.model.quantizer.update(n_head=1, vq_codes=32, mask_code=32)

@@ -22,10 +22,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError, command
-from ichigo_jax.parallel import make_mesh, partition_spec
+from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.planning.chips import GIB, Topology, topology
 from ichigo_jax.planning.flops import count_flops
 from ichigo_jax.planning.hlo import Program
@@ -153,7 +153,7 @@ HINT = (
 
 def abstract_batch(task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of all hosts as ``data.loading.read_batches`` lays it out."""
-    sharding = NamedSharding(mesh, PartitionSpec(partition_spec(["batch"])[0]))
+    sharding = batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in task.batch_shapes().items()}
 
 

@@ -130,6 +130,8 @@ def train(config: RunConfig, workdir: Path) -> int:
     if (workdir / "model").exists():
         print(f"{workdir}/model is complete; nothing to do")
         return 0
+    if jax.process_count() > 1 and config.data["evaluation"]:
+        raise InputError("config.data.evaluation found with several processes, expected []: evaluate the saved model on one")
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
@@ -162,9 +164,9 @@ def train(config: RunConfig, workdir: Path) -> int:
         def due(every: int, step: int) -> bool:
             return step == steps or (every > 0 and step % every == 0)
 
-        batches = read_batches(task.batches(), start, mesh)
+        batches = read_batches(task.examples(), config.train.batch_size, start, mesh)
         progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
-        clock, logged = time.perf_counter(), start
+        clock, logged, signal = time.perf_counter(), start, None
         for step in range(start + 1, steps + 1):
             state, metrics = program.step(state, next(batches))
 
@@ -183,15 +185,16 @@ def train(config: RunConfig, workdir: Path) -> int:
                 if values := task.evaluate(model_of(state)):
                     log.write(step, values)
                 clock, logged = time.perf_counter(), step
-            if due(output.checkpoint_every, step) or stop.received:
+            signal = stop.anywhere()
+            if due(output.checkpoint_every, step) or signal:
                 checkpoints.save(state, step, {"sizes": task.data_sizes()})
-            if stop.received:
+            if signal:
                 break
         progress.close()
         checkpoints.close()
-        if stop.received:
-            print(f"stopped at step {step} by signal {stop.received}; the same command goes on from there")
-            return 128 + stop.received
+        if signal:
+            print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
+            return 128 + signal
         task.save(model_of(state), workdir / "model")
     return 0
 

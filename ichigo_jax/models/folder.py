@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -27,7 +26,7 @@ from jax.sharding import Mesh
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models import stored_arrays
-from ichigo_jax.parallel import named_sharding
+from ichigo_jax.parallel import hosts, named_sharding
 from ichigo_jax.storage import read_json, whole, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -73,7 +72,9 @@ def save_model(
     tokenizer_folder: str | os.PathLike | None,
     replace: bool = False,
 ) -> None:
-    """Writes a model folder, whole or not at all; one array at a time is copied to host memory.
+    """Writes a model folder, whole or not at all; one array, of stacked ones one layer, at a time is in host memory.
+
+    Of several processes all must call it, since each holds a part of the arrays; the first one writes.
 
     Args:
       state: nested dictionary of arrays (``nnx.to_pure_dict``).
@@ -81,9 +82,26 @@ def save_model(
     """
     values = flatten_dict(dict(state))
     arrays = {key: jax.ShapeDtypeStruct(np.shape(value), value.dtype) for key, value in values.items()}
-    with new_model(folder, kind, config, arrays, provenance, tokenizer_folder, replace) as stores:
+    first = jax.process_index() == 0
+    made = new_model(folder, kind, config, arrays, provenance, tokenizer_folder, replace) if first else contextlib.nullcontext()
+    with made as stores:
         for key, value in values.items():
-            stored_arrays.write(stores[key], np.asarray(value))
+            for index, piece in pieces(key, value):
+                if first:
+                    stored_arrays.write(stores[key][index], piece)
+    hosts.wait_for_all(f"saved {folder}")
+
+
+def pieces(key: stored_arrays.ArrayPath, value: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """An array in host memory, of a stacked one its layers in turn, with the index of each piece.
+
+    Of several processes all must go through them, since each holds a part of the array.
+    """
+    if stored_arrays.LAYERS in key:
+        for layer in range(len(value)):
+            yield layer, hosts.whole_array(value[layer])
+    else:
+        yield ..., hosts.whole_array(value)
 
 
 def load_config(folder: str | os.PathLike, kind: str, cls: type) -> Any:
@@ -153,10 +171,13 @@ def load_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that two models share only when every array is equal (names, shapes, values in float32)."""
+    """Sixteen hexadecimal digits that two models share only when every array is equal (names, shapes, values in float32).
+
+    Of several processes all must call it.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(flatten_dict(dict(state)).items(), key=lambda item: tuple(map(str, item[0]))):
-        value = jax.device_get(jnp.asarray(value, jnp.float32))
-        digest.update(f"{'.'.join(map(str, key))}{value.shape}".encode())
-        digest.update(value.tobytes())
+        digest.update(f"{'.'.join(map(str, key))}{np.shape(value)}".encode())
+        for _, piece in pieces(key, value):
+            digest.update(piece.astype(np.float32).tobytes())
     return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ichigo_jax.models.quantized_weights import QuantizedKernel
-from ichigo_jax.parallel import RULES
+from ichigo_jax.parallel import RULES, gather_weight
 
 TIME_AXIS = RULES["time"]  # the mesh axis that activations' time is split over
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
@@ -208,13 +208,26 @@ def scan_layers(
 
     def body(carry, layer):
         layer_state, layer_input = layer
+        layer_state = jax.tree.map(_whole, layer_state, is_leaf=lambda node: isinstance(node, nnx.Variable))
         return apply(nnx.merge(graphdef, layer_state), carry, layer_input)
 
-    if remat == "dots":
-        body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
-    elif remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
+    body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(body, carry, (state, inputs))
+
+
+def _whole(variable: nnx.Variable) -> nnx.Variable:
+    """One layer's slice of a stacked parameter, gathered for use."""
+    value = variable.get_value()
+    return variable.replace(gather_weight(value, variable.axes[1:])) if isinstance(value, jax.Array) else variable
+
+
+# Gathered weights are never kept for the backward pass, which gathers them anew: all layers' would be the whole model on every
+# device. What a sharding is pinned on costs nothing to pin again, so leaving all of these out of what is kept does just that.
+REMAT_POLICIES = {
+    "none": lambda primitive, *_, **__: primitive.name != "sharding_constraint",
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def cast_params(tree: Any, dtype: Any) -> Any:

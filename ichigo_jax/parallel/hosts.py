@@ -1,13 +1,17 @@
-"""Several processes as one program: joining the others, wherever the launcher put them."""
+"""Several processes as one program: joining the others, wherever the launcher put them, and doing things together."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ichigo_jax.errors import InputError
 
@@ -60,3 +64,32 @@ def launcher(environment: Mapping[str, str]) -> str | None:
         "JAX_PLATFORMS", "tpu"
     )
     return "TPU pod" if on_tpu_vm and "TPU_SKIP_MDS_QUERY" not in environment else None
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when all processes have come to this point, which ``what`` names."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def first_alone(what: str) -> Iterator[None]:
+    """The first process goes through the block before the others do, who may find what it left on a disk that they share."""
+    first = jax.process_index() == 0
+    if not first:
+        wait_for_all(what)
+    yield
+    if first:
+        wait_for_all(what)
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes give."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def whole_array(value: Any) -> np.ndarray:
+    """An array in host memory; where other processes hold parts of it, all must ask for it."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    return np.asarray(value)

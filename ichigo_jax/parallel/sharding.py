@@ -6,6 +6,7 @@ else in the project speaks of mesh axes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ichigo_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
+STORAGE_AXIS = "fsdp"  # over which a parameter is stored in parts, and never computed with in parts
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -120,6 +122,32 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, dividing_spec(mesh, axes, x.shape))
+
+
+def gather_weight(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A parameter, whole along the mesh axis that only stores it ("fsdp"), where a layer is about to use it.
+
+    Its gradient is summed straight into the parts that devices store (a reduce-scatter). Left to itself the compiler may
+    rather send activations around, which is far more. Without a mesh, or one with nothing along that axis, nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[STORAGE_AXIS] == 1:
+        return x
+    stored = dividing_spec(mesh, axes, x.shape)
+    whole = PartitionSpec(*(None if entry == STORAGE_AXIS else entry for entry in stored))
+    return x if whole == stored else _gather(x, stored, whole)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, stored: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), whole)
+
+
+def _scatter(stored: PartitionSpec, whole: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, stored),)
+
+
+_gather.defvjp(lambda x, stored, whole: (_gather(x, stored, whole), None), _scatter)
 
 
 def dividing_spec(mesh: AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ichigo_jax import configuration
 from ichigo_jax.data.encoded import EncodedExamples, encode_rows
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.language import Rows, pack
-from ichigo_jax.data.loading import training_batches
+from ichigo_jax.data.loading import training_examples
 from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
 from ichigo_jax.errors import InputError
@@ -28,6 +29,7 @@ from ichigo_jax.models import lora
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
+from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, whole
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.chat import SoundCodes
@@ -194,7 +196,8 @@ class LanguageModelTask:
     def _rows(self, source: Source, encoder: RowEncoder, workdir: Path) -> Rows:
         first_process = jax.process_index() == 0
         faults = FaultLog(workdir / "skipped_rows.jsonl" if first_process else None)
-        examples = encode_rows(source.path, encoder, workdir / "encoded", faults, progress=first_process)
+        with hosts.first_alone(f"encoded {source.path}"):
+            examples = encode_rows(source.path, encoder, workdir / "encoded", faults, progress=first_process)
         length = self.data.length
         groups = pack(examples.lengths, length, self.config.seed) if self.data.packing else None
         rows = Rows(examples, groups, length, self.tokenizer.pad_id)
@@ -222,10 +225,10 @@ class LanguageModelTask:
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.data.length
 
-    def batches(self) -> grain.MapDataset:
+    def examples(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(rows) for rows in self._sources]
         weights = [source.weight for source in self.data.sources]
-        return training_batches(sources, weights, self.config.train.batch_size, self.config.seed)
+        return training_examples(sources, weights, self.config.seed)
 
     def data_sizes(self) -> list[int]:
         return [len(rows) for rows in self._sources]
@@ -260,7 +263,7 @@ class LanguageModelTask:
         """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
         origin = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "sound_form": self.data.sound_form}
         provenance = {**origin, **self.speech_tokenizer}
-        with whole(folder) as partial:
+        with whole(folder) if jax.process_index() == 0 else contextlib.nullcontext(folder) as partial:
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
             save_model(partial, KIND, self.model_config, state, provenance, self.tokenizer_folder)
             if self.starting.adapter is not None:

@@ -21,7 +21,7 @@ from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
-from ichigo_jax.data.loading import training_batches
+from ichigo_jax.data.loading import training_examples
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
@@ -181,10 +181,10 @@ class SpeechTokenizerTask:
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.model_config.quantizer.code_positions
 
-    def batches(self) -> grain.MapDataset:
+    def examples(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(source) for source in self._sources]
         weights = [source.weight for source in self.data.sources]
-        return training_batches(sources, weights, self.config.train.batch_size, self.config.seed)
+        return training_examples(sources, weights, self.config.seed)
 
     def data_sizes(self) -> list[int]:
         return [len(source) for source in self._sources]

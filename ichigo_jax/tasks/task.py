@@ -38,8 +38,8 @@ class Task(Protocol):
     def tokens_per_step(self) -> int:
         """Tokens in a batch: ids of a language model, sound codes of a speech tokenizer, padding among them."""
 
-    def batches(self) -> grain.MapDataset:
-        """This host's part of batch 0, 1, 2, …, without end."""
+    def examples(self) -> grain.MapDataset:
+        """Example 0, 1, 2, …, without end: so many in a row are a batch."""
 
     def data_sizes(self) -> list[int]:
         """Examples in each source; a resumed run must find the same."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
+import jax
 from ml_collections import ConfigDict
 
 from ichigo_jax import configuration
@@ -88,6 +89,10 @@ class TrainConfig:
     spike_window: int
 
     def __post_init__(self):
+        if self.accumulation < 1 or self.batch_size < 1 or self.batch_size % self.accumulation:
+            raise InputError(
+                f"batch_size {self.batch_size} with accumulation {self.accumulation} found, expected a positive multiple of it"
+            )
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise InputError(f"spike_factor {self.spike_factor} found, expected more than 1 or None")
         if self.spike_window < 1:
@@ -221,9 +226,10 @@ def check_workdir(workdir: Path, config: RunConfig) -> None:
 
 
 def claim_workdir(workdir: Path, config: RunConfig) -> None:
-    """Writes ``workdir/config.json``."""
+    """Writes ``workdir/config.json``, which the first of several processes does."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", _as_json(config))
+    if jax.process_index() == 0:
+        write_json(workdir / "config.json", _as_json(config))
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:
@@ -247,7 +253,11 @@ def _override(config: ConfigDict, flag: str) -> None:
     node: Any = config
     for section in sections:
         node = node[section] if isinstance(node, ConfigDict) and section in node else None
-    if not isinstance(node, ConfigDict) or field not in node or isinstance(node[field], ConfigDict):
+    is_section = isinstance(node, ConfigDict) and field in node and isinstance(node[field], ConfigDict)
+    if is_section and text == "null":
+        node[field] = None
+        return
+    if not isinstance(node, ConfigDict) or field not in node or is_section:
         known = ", ".join(key for key, _ in _flat(config.to_dict()))
         raise InputError(f"--config.{name}: no such field; the fields are {known}")
     node[field] = _parse(text, node[field], f"--config.{name}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from ichigo_jax.parallel import hosts
+
 
 class StopSignals:
     """Within the block, the first SIGTERM or SIGINT is only noted; a second one acts as it always does.
@@ -24,6 +26,10 @@ class StopSignals:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def anywhere(self) -> int | None:
+        """The signal that any of the processes received; they agree on it, so that all stop after the same step."""
+        return hosts.largest(self.received or 0) or None
 
     def _note(self, number: int, _frame) -> None:
         self.received = number

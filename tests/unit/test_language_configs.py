@@ -137,7 +137,7 @@ def test_each_stage_is_built_and_reads_its_data(root, tmp_path, capsys, stage, m
     task = make_task(config, tmp_path)
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) > 5000
-    batch = task.batches()[3]
+    batch = task.examples().batch(config.train.batch_size)[3]
     length = config.data["length"]
     assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(
         ("tokens", "targets", "positions", "segment_ids"), (4, length)

@@ -1,39 +1,70 @@
 import grain
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from ichigo_jax.data import loading
 from ichigo_jax.errors import InputError
-from ichigo_jax.parallel import make_mesh
+from ichigo_jax.parallel import batch_sharding, make_mesh
 
 
 def numbers(first, count):
     return grain.MapDataset.source([{"x": np.int32(value)} for value in range(first, first + count)])
 
 
-def host_batches(monkeypatch, host, hosts, batch_size=8):
-    monkeypatch.setattr(loading.jax, "process_index", lambda: host)
-    monkeypatch.setattr(loading.jax, "process_count", lambda: hosts)
-    return loading.training_batches([numbers(0, 30), numbers(100, 50)], [1.0, 3.0], batch_size, seed=5)
+def mixture():
+    return loading.training_examples([numbers(0, 30), numbers(100, 50)], [1.0, 3.0], seed=5)
 
 
-def test_the_hosts_parts_make_up_the_single_hosts_batch(monkeypatch):
-    whole = host_batches(monkeypatch, 0, 1)
-    parts = [host_batches(monkeypatch, host, 4) for host in range(4)]
+class Device:
+    """One of a host's."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+def rows(hosts, batch_size, **sizes):
+    """What each host reads where that many hosts have equal shares of the 8 devices."""
+    mesh = make_mesh(sizes)
+    hosts_of = {device: Device(device.id * hosts // 8) for device in jax.devices()}
+
+    class Placed(NamedSharding):
+        def devices_indices_map(self, shape):
+            return {hosts_of[device]: part for device, part in super().devices_indices_map(shape).items()}
+
+    placed = Placed(mesh, batch_sharding(mesh).spec)
+    return [loading.rows_of_host(placed, batch_size, host) for host in range(hosts)]
+
+
+def test_the_hosts_parts_make_up_the_whole_batch():
+    assert rows(4, 16, data=2, fsdp=4) == [range(0, 4), range(4, 8), range(8, 12), range(12, 16)]
+    parts = [loading.host_batches(mixture(), 16, part) for part in rows(4, 16, fsdp=8)]
     for number in (0, 1, 17, 123):
         together = np.concatenate([part[number]["x"] for part in parts])
-        np.testing.assert_array_equal(together, whole[number]["x"])
+        np.testing.assert_array_equal(together, mixture().batch(16)[number]["x"])
 
 
-def test_weights_are_kept(monkeypatch):
-    batches = host_batches(monkeypatch, 0, 1)
+def test_hosts_that_share_a_model_read_the_same_rows():
+    assert rows(2, 8, tensor=8) == [range(0, 8)] * 2
+    assert rows(4, 8, fsdp=2, tensor=4) == [range(0, 4)] * 2 + [range(4, 8)] * 2
+
+
+def test_uneven_batches_are_refused():
+    with pytest.raises(
+        InputError, match="batch_size 12 found, expected a multiple of the 8 devices of the mesh axes data and fsdp"
+    ):
+        rows(1, 12, data=2, fsdp=4)
+
+
+def test_weights_are_kept():
+    batches = mixture().batch(8)
     values = np.concatenate([batches[number]["x"] for number in range(100)])
     assert (values >= 100).mean() == pytest.approx(0.75, abs=0.01)
 
 
-def test_epochs_are_shuffled_anew_and_hold_every_example_once(monkeypatch):
-    monkeypatch.undo()
-    batches = loading.training_batches([numbers(0, 32)], [1.0], 8, seed=1)
+def test_epochs_are_shuffled_anew_and_hold_every_example_once():
+    batches = loading.training_examples([numbers(0, 32)], [1.0], seed=1).batch(8)
     epochs = [[*np.concatenate([batches[4 * epoch + number]["x"] for number in range(4)])] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -41,8 +72,8 @@ def test_epochs_are_shuffled_anew_and_hold_every_example_once(monkeypatch):
 
 def test_reading_from_a_later_batch_gives_the_same_batches():
     mesh = make_mesh({"data": 8})
-    batches = loading.training_batches([numbers(0, 30)], [1.0], 8, seed=1)
-    from_zero, from_five = loading.read_batches(batches, 0, mesh), loading.read_batches(batches, 5, mesh)
+    examples = loading.training_examples([numbers(0, 30)], [1.0], seed=1)
+    from_zero, from_five = loading.read_batches(examples, 8, 0, mesh), loading.read_batches(examples, 8, 5, mesh)
     for _ in range(5):
         next(from_zero)
     for _ in range(3):
@@ -52,4 +83,4 @@ def test_reading_from_a_later_batch_gives_the_same_batches():
 @pytest.mark.parametrize(("count", "weight"), [(0, 1.0), (10, 0.0), (10, -1.0)])
 def test_empty_sources_and_useless_weights_are_refused(count, weight):
     with pytest.raises(InputError):
-        loading.training_batches([numbers(0, count)], [weight], 8, seed=1)
+        loading.training_examples([numbers(0, count)], [weight], seed=1)

@@ -19,6 +19,11 @@ def test_argument_and_overrides_reach_the_config():
     assert config.optimizer.learning_rate == 1.0
 
 
+def test_a_section_can_be_none():
+    assert load(CONFIG, []).model is not None
+    assert load(CONFIG, ["--config.model=null"]).model is None
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

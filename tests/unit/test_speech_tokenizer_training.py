@@ -211,7 +211,7 @@ def test_twenty_steps_equal_the_original(original, tmp_path, text_folder, phase,
     set_weights(ours.whisper, whisper_weights(model.whmodel[0], task.model_config.whisper))
     set_weights(ours.quantizer, quantizer_weights(model, task.model_config.quantizer))
     state, _, step = prepare(task, config, ours)
-    step, batches = jax.jit(step), task.batches()
+    step, batches = jax.jit(step), task.examples().batch(config.train.batch_size)
     for number in range(STEPS):
         batch = batches[number]
         state, metrics = step(state, batch)
@@ -265,7 +265,7 @@ def test_a_sharded_step_equals_one_device(tmp_path, text_folder):
     task = SpeechTokenizerTask(config, tmp_path)
     model = filled(task.make_model)
     state, optimizer, step = prepare(task, config, model)
-    batch = task.batches()[0]
+    batch = task.examples().batch(config.train.batch_size)[0]
     expected = jax.device_get(jax.jit(step)(state, batch))
     assert expected[1]["skipped_steps"] == 0
     axes = logical_axes(model, config.optimizer.frozen)
@@ -298,7 +298,7 @@ def test_scalar_quantisation_at_half_the_rate_with_whisper_trained_too(tmp_path,
     )
     task = SpeechTokenizerTask(config, tmp_path)
     state, _, step = prepare(task, config, filled(task.make_model))
-    batch = task.batches()[0]
+    batch = task.examples().batch(config.train.batch_size)[0]
     new, metrics = jax.jit(step)(state, batch)
     values = task.report(jax.device_get(metrics))
     parts = values["cross_entropy"] + 0.5 * values["noise_consistency"]
