@@ -46,7 +46,7 @@ def create(folder: Path, arrays: Mapping[ArrayPath, jax.ShapeDtypeStruct]) -> St
     """
     path = (folder / PARAMS).absolute()
     # Orbax writes what it needs to know of a checkpoint around one number an array; the arrays then take their places.
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer:
         checkpointer.save(path, unflatten_dict({key: np.zeros(1, array.dtype) for key, array in arrays.items()}))
     context = ts.Context()
     futures = {}
@@ -122,6 +122,12 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
             raise
         message = " ".join(str(error.__cause__ or error).split())[:300]
         raise InputError(f"{path}: expected a model's arrays, found them broken: {message}") from error
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """So that Orbax waits for no other processes of the same run: they do not write."""
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(this, {this}, barrier_sync_key_prefix=PARAMS)
 
 
 def _database(path: Path) -> dict[str, Any]:
