@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 TORCH = "torch>=2.10"
 SPEECH_SYNTHESIS = "espeakng-loader>=0.2.4"  # GPL; only the synthetic corpus uses it
+TENSORBOARD = "tensorboardX>=2.6.3"
 
 EXTRAS = {
     "convert": [TORCH],
@@ -14,6 +15,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
+        TENSORBOARD,
         # what the reference implementations need; they themselves are installed without their dependencies (launch/test.sh)
         "einops",
         "einx",
@@ -21,6 +23,8 @@ EXTRAS = {
         "tiktoken",
         "peft>=0.21",
     ],
+    "tensorboard": [TENSORBOARD],
+    "wandb": ["wandb>=0.19"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
 }

@@ -7,13 +7,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from ichigo_jax.models.attention import MASKED_SCOPE
 from ichigo_jax.models.modules import Buffer
+from ichigo_jax.planning.chips import chip_of
 from ichigo_jax.planning.flops import count_flops
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.training.run_config import RunConfig
 from ichigo_jax.training.state import split
+from ichigo_jax.training.watch import StepWork
+
+
+def step_work(task: Task, config: RunConfig, mesh: Mesh) -> StepWork:
+    """What a step of the run does on the mesh; call it outside of ``jax.set_mesh``."""
+    chip = chip_of(mesh.devices.flat[0])
+    known = (None, None) if chip is None else (model_flops(config), chip.flops)
+    return StepWork(task.tokens_per_step(), mesh.size, *known)
 
 
 def model_flops(config: RunConfig) -> float:
@@ -25,7 +35,8 @@ def model_flops(config: RunConfig) -> float:
     - without rematerialisation, however ``train.remat`` is set: what is computed anew does not count;
     - causal attention as half of all pairs of a row, whether or not several segments share the row, and whatever
       ``train.attention`` computes of it;
-    - a gradient only where something is trained: a frozen layer below all trained ones counts its forward pass alone;
+    - a gradient only where something is trained: a frozen layer below all trained ones counts its forward pass alone. A language
+      model's head is the exception: its gradient is made with the loss, and counts even where the head is frozen;
     - padding, of rows and of the vocabulary, as any other token; the optimizer not at all.
 
     Call it outside of ``jax.set_mesh``. Takes the time of tracing the step, and no memory.
