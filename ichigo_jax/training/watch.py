@@ -170,14 +170,14 @@ class Watch:
         self._waited = self._apart = 0.0
 
     def _start_trace(self) -> None:
-        jax.block_until_ready(self._last_metrics)  # else the trace began with steps that are still under way
-        self._trace = contextlib.ExitStack()
-        self._trace.enter_context(jax.profiler.trace(self._workdir / "profile"))
+        with self.apart("profiling", self._last_metrics):  # else the trace began with a step that is still under way
+            self._trace = contextlib.ExitStack()
+            self._trace.enter_context(jax.profiler.trace(self._workdir / "profile"))
 
     def _stop_trace(self) -> None:
         if self._trace is not None:
-            jax.block_until_ready(self._last_metrics)
-            self._trace.close()
+            with self.apart("profiling", self._last_metrics):
+                self._trace.close()
             self._trace = None
 
 

@@ -1,5 +1,6 @@
 """What a run tells of itself: each figure against one that is known otherwise."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -7,29 +8,37 @@ import struct
 import sys
 import time
 import types
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import test_step
+from flax import nnx
 
 from ichigo_jax.data.sources import numbered, source_names
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import MASKED_SCOPE, attention, causal_mask
-from ichigo_jax.models.llama import LlamaConfig
+from ichigo_jax.models.llama import Llama, LlamaConfig
+from ichigo_jax.parallel import make_mesh
 from ichigo_jax.planning.chips import CHIPS, H100, chip_of
 from ichigo_jax.planning.flops import count_flops
 from ichigo_jax.tasks import mixture
 from ichigo_jax.tasks.model_flops import model_flops
+from ichigo_jax.train import make_step
 from ichigo_jax.training import trackers
 from ichigo_jax.training.goodput import Goodput
 from ichigo_jax.training.losses import cross_entropy_sums, token_cross_entropy, vocabulary_loss
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.run_config import load
+from ichigo_jax.training.state import make_state, split
 from ichigo_jax.training.watch import ProfiledSteps, StepWork, Watch, parse_profile
 from ichigo_jax.training.watchdog import Watchdog
 
+CONFIG = str(Path(__file__).parents[2] / "configs" / "nano_llama.py")
 OUTPUT = SimpleNamespace(stall_seconds=0.0, tensorboard=False, wandb=None)
 
 # ---- goodput ---------------------------------------------------------------------------------------------------------
@@ -137,7 +146,7 @@ LLAMA = LlamaConfig("llama", 256, 32, 96, 3, 4, 2, 8, 128, 1e-5, 1e4, None, Fals
 
 def language_run(**train):
     """Of a Llama whose operations are easily counted: 8 rows of 64 ids."""
-    config = load("configs/nano_llama.py", [])
+    config = load(CONFIG, [])
     model = {"llama": dataclasses.asdict(LLAMA), "adapter": None, "base_dtype": None}
     data = {**config.data, "length": 64}
     return dataclasses.replace(
@@ -361,7 +370,7 @@ def test_wandb_goes_on_with_the_run_of_the_workdir(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     sys.modules["wandb"].init = init
-    config = load("configs/nano_llama.py", ["--config.output.wandb=ears"])
+    config = load(CONFIG, ["--config.output.wandb=ears"])
     for start in (0, 3):
         log = MetricsLog(tmp_path / "metrics.jsonl", start, trackers.make_trackers(config, tmp_path, start))
         log.write(start + 1, {"loss": np.float32(2.0)})
@@ -385,10 +394,10 @@ def test_wandb_goes_on_with_the_run_of_the_workdir(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("field", "package"), [("tensorboard=true", "tensorboardX"), ("wandb=ears", "wandb")])
 def test_a_tracker_that_is_not_installed_is_told_of_in_one_line(monkeypatch, field, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    output = load("configs/nano_llama.py", [f"--config.output.{field}"]).output
+    output = load(CONFIG, [f"--config.output.{field}"]).output
     with pytest.raises(InputError, match=f"^output.{field.split('=')[0]} .* run: pip install {package}, or unset it$"):
         trackers.check_trackers(output)
-    trackers.check_trackers(load("configs/nano_llama.py", []).output)
+    trackers.check_trackers(load(CONFIG, []).output)
 
 
 # ---- the loss of each source -----------------------------------------------------------------------------------------
@@ -426,17 +435,41 @@ def test_the_loss_of_each_source_is_the_mean_over_its_targets_in_parts_or_not():
     assert mixture.source_totals({"targets": batch["targets"]}, data) == {}
 
 
-@pytest.mark.parametrize("chunk", [None, 7])
-def test_the_vocabulary_loss_tells_each_tokens_part(chunk):
+def test_a_mixtures_step_is_the_same_step_and_tells_the_losses():
+    optimizer, plain = optax.sgd(0.5), test_step.batch()
+    task = test_step.task()
+    task.data = SimpleNamespace(packing=True, sources=tuple(SimpleNamespace(path=f"{name}.parquet") for name in "ab"))
+    mixed = {**plain, "source": jnp.asarray([0, 1, 1, 0, 1, 1, 1, 0], jnp.int32)}
+    model = Llama(test_step.CONFIG, nnx.Rngs(0))
+    graphdef, *parts = split(model, ())
+    state = make_state(*parts, optimizer, test_step.WINDOW)
+    step = jax.jit(make_step(task, test_step.run_config(2), graphdef, optimizer))
+    (expected, _), (found, metrics) = step(state, plain), step(state, mixed)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    report = task.report(jax.device_get(metrics))
+    totals = {"targets": jnp.float32(1.0)}
+    for number, name in enumerate("ab"):
+        rows = {key: value[mixed["source"] == number] for key, value in plain.items()}
+        loss = task.loss(model, rows, totals, jax.random.key(0))[1]["cross_entropy"] / (rows["targets"] != -100).sum()
+        assert report[f"loss/{name}"] == pytest.approx(float(loss), rel=1e-5)
+
+
+MESHES = [None, {"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "context": 2}]
+
+
+@pytest.mark.parametrize(("chunk", "mesh"), [(None, None), *((7, mesh) for mesh in MESHES)])
+def test_the_vocabulary_loss_tells_each_tokens_part(chunk, mesh):
     random = np.random.default_rng(1)
-    hidden, kernel = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((4, 6, 8), (8, 16)))
-    targets = jnp.asarray(np.where(random.random((4, 6)) < 0.3, -100, random.integers(0, 11, (4, 6))))
+    hidden, kernel = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((8, 6, 8), (8, 16)))
+    targets = jnp.asarray(np.where(random.random((8, 6)) < 0.3, -100, random.integers(0, 11, (8, 6))))
     expected = token_cross_entropy((hidden @ kernel)[..., :11], targets)
 
     def loss(hidden):
         sums = vocabulary_loss(hidden, kernel, targets, 11, chunk, 1e-3)
         return sums.loss, sums
 
-    for found in (loss(hidden)[1], jax.value_and_grad(loss, has_aux=True)(hidden)[0][1]):
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        both = jax.jit(loss)(hidden)[1], jax.jit(jax.value_and_grad(loss, has_aux=True))(hidden)[0][1]
+    for found in both:
         np.testing.assert_allclose(found.of_tokens, expected, rtol=1e-5, atol=1e-6)
         assert float(found.cross_entropy) == pytest.approx(float(expected.sum()), rel=1e-6)
