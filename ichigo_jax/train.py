@@ -2,9 +2,9 @@
 
     python -m ichigo_jax.train --config configs/FILE.py[:ARG] --workdir DIR [--config.section.field=value …]
 
-Writes DIR/config.json, DIR/metrics.jsonl, DIR/checkpoints/ and, at the end, the model folder DIR/model. The same command
-again resumes; a finished run is left as it is. SIGTERM and Ctrl-C save a checkpoint at the current step and exit with
-128 + the signal's number (143, 130).
+Writes DIR/config.json, DIR/metrics.jsonl, DIR/goodput.json, DIR/checkpoints/ and, at the end, the model folder DIR/model. The
+same command again resumes; a finished run is left as it is. SIGTERM and Ctrl-C save a checkpoint at the current step and exit
+with 128 + the signal's number (143, 130).
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from ichigo_jax.models.attention import check_backend
 from ichigo_jax.models.modules import Buffer, cast_params
 from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.tasks.model_flops import step_work
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints
-from ichigo_jax.training.metrics import MetricsLog
+from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
 from ichigo_jax.training.state import TrainState, is_spike, logical_axes, make_state, split, state_shardings
 from ichigo_jax.training.stop import StopSignals
+from ichigo_jax.training.trackers import check_trackers, make_trackers
+from ichigo_jax.training.watch import ProfiledSteps, Watch, parse_profile
 
 SKIPPED = "the last {} steps had losses or gradients that were not finite or spiked; lower the learning rate or look at the data"
 
@@ -124,12 +127,14 @@ def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
     return Program(graphdef, state, initial_state, step)
 
 
-def train(config: RunConfig, workdir: Path) -> int:
-    """Runs or resumes one training run; returns the process's exit code."""
+def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None) -> int:
+    """Runs or resumes one training run, tracing the steps of ``profile``; returns the process's exit code."""
+    began = time.time()
     run_config.check_workdir(workdir, config)
     if (workdir / "model").exists():
         print(f"{workdir}/model is complete; nothing to do")
         return 0
+    check_trackers(config.output)
     if jax.process_count() > 1 and config.data["evaluation"]:
         raise InputError("config.data.evaluation found with several processes, expected []: evaluate the saved model on one")
     mesh = make_mesh(vars(config.mesh))
@@ -139,8 +144,9 @@ def train(config: RunConfig, workdir: Path) -> int:
     steps, output = config.train.steps, config.output
     checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept, output.checkpoint_kept_every)
     first_process = jax.process_index() == 0
+    watch = Watch(workdir, output, step_work(task, config, mesh), profile, began)
 
-    with jax.set_mesh(mesh), StopSignals() as stop:
+    with jax.set_mesh(mesh), StopSignals() as stop, watch:
         program = make_program(task, config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, program.state)
 
@@ -156,7 +162,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             state = jax.jit(random, out_shardings=shardings)()
 
         learning_rate = learning_rate_schedule(config.optimizer, steps)
-        log = MetricsLog(workdir / "metrics.jsonl", start)
+        log = MetricsLog(workdir / "metrics.jsonl", start, make_trackers(config, workdir, start))
 
         def model_of(state: TrainState) -> nnx.Module:
             return nnx.merge(program.graphdef, state.params, state.frozen, state.buffers)
@@ -166,32 +172,36 @@ def train(config: RunConfig, workdir: Path) -> int:
 
         batches = read_batches(task.examples(), config.train.batch_size, start, mesh)
         progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
-        clock, logged, signal = time.perf_counter(), start, None
+        watch.begin(start, resumed.data if resumed is not None else {})
+        signal = None
         for step in range(start + 1, steps + 1):
-            state, metrics = program.step(state, next(batches))
+            batch = watch.next_batch(batches)
+            state, metrics = program.step(state, batch)
+            watch.took(step, metrics)
 
             if due(output.log_every, step):
                 values = task.report(jax.device_get(metrics))
-                rate = (step - logged) / (time.perf_counter() - clock)
                 taken = step - values["skipped_steps"]
-                log.write(step, {**values, "learning_rate": learning_rate(max(taken - 1, 0)), "steps_per_second": rate})
+                values |= {"learning_rate": learning_rate(max(taken - 1, 0)), "param_norm": parameter_norm(state.params)}
+                log.write(step, {**values, **watch.measured()})
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
                 if values["skipped_in_a_row"] >= config.train.stop_after_skipped:
                     raise InputError(f"step {step}: {SKIPPED.format(int(values['skipped_in_a_row']))}")
-                clock, logged = time.perf_counter(), step
             progress.update()
 
             if due(output.evaluate_every, step):
-                if values := task.evaluate(model_of(state)):
-                    log.write(step, values)
-                clock, logged = time.perf_counter(), step
+                with watch.apart("evaluation", state):
+                    if values := task.evaluate(model_of(state)):
+                        log.write(step, values)
             signal = stop.anywhere()
             if due(output.checkpoint_every, step) or signal:
-                checkpoints.save(state, step, {"sizes": task.data_sizes()})
+                with watch.apart("saving", state):
+                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **watch.kept()})
             if signal:
                 break
         progress.close()
         checkpoints.close()
+        log.close()
         if signal:
             print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
             return 128 + signal
@@ -214,10 +224,13 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; the same folder resumes")
+    parser.add_argument("--profile", metavar="START:STOP", help="trace these steps, both included, into WORKDIR/profile")
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args()
+    config = run_config.load(arguments.config, overrides)
+    profile = parse_profile(arguments.profile, config.train.steps) if arguments.profile is not None else None
     hosts.join(arguments)
-    return train(run_config.load(arguments.config, overrides), arguments.workdir)
+    return train(config, arguments.workdir, profile)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ torch's betas (0.9, 0.999) and decay on every parameter, a warm-up from zero, a 
 Attention is the TPU's; on NVIDIA GPUs give `--config.train.attention=cudnn`, elsewhere `=xla`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.training.run_config import parse_argument
@@ -157,6 +157,9 @@ def stage(
                 "checkpoint_every": 1000,
                 "checkpoints_kept": 3,
                 "checkpoint_kept_every": 0,
+                "tensorboard": False,
+                "wandb": config_dict.placeholder(str),
+                "stall_seconds": 0.0,
             },
         }
     )

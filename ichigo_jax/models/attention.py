@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -19,6 +20,10 @@ SPLASH_BLOCKS = (512, 256, 128)  # tokens of a tile, the largest that divides a 
 # Scores a head from which a CPU takes the heads one by one. All heads' scores at once fall out of its caches: of Whisper's
 # 1500 x 1500 that takes twice as long. Of a few hundred positions it is as fast, and its gradient faster.
 LONG = 1 << 20
+
+# The ``jax.named_scope`` of attention under a mask. All masks here are causal ones, so that a model needs about half of what is
+# computed there; ``tasks.model_flops`` counts it so.
+MASKED_SCOPE = "masked_attention"
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -41,7 +46,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     if mask is None and T * S >= LONG:
         out = jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_all_heads)
     else:
-        out = _all_heads(q, k, v, mask)
+        with jax.named_scope(MASKED_SCOPE) if mask is not None else contextlib.nullcontext():
+            out = _all_heads(q, k, v, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

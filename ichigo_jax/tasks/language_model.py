@@ -22,6 +22,7 @@ from ichigo_jax.data.language import Rows, pack
 from ichigo_jax.data.loading import training_examples
 from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
+from ichigo_jax.data.sources import numbered
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
@@ -31,6 +32,7 @@ from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, whole
+from ichigo_jax.tasks.mixture import source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
@@ -219,14 +221,16 @@ class LanguageModelTask:
         return model
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        rows = jax.ShapeDtypeStruct((self.config.train.batch_size, self.data.length), jnp.int32)
-        return dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), rows)
+        size = self.config.train.batch_size
+        rows = jax.ShapeDtypeStruct((size, self.data.length), jnp.int32)
+        fields = ("tokens", "targets", "positions", "segment_ids")
+        return {**dict.fromkeys(fields, rows), **source_shapes(self.data.sources, size)}
 
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.data.length
 
     def examples(self) -> grain.MapDataset:
-        sources = [grain.MapDataset.source(rows) for rows in self._sources]
+        sources = [grain.MapDataset.source(rows) for rows in numbered(self._sources)]
         weights = [source.weight for source in self.data.sources]
         return training_examples(sources, weights, self.config.seed)
 
@@ -234,7 +238,7 @@ class LanguageModelTask:
         return [len(rows) for rows in self._sources]
 
     def totals(self, batch: Mapping[str, jax.Array]) -> Scalars:
-        return {"targets": count_targets(batch["targets"])}
+        return {"targets": count_targets(batch["targets"]), **source_totals(batch, self.data)}
 
     def loss(self, model: Llama, batch: Mapping[str, jax.Array], totals: Scalars, key: jax.Array) -> tuple[jax.Array, Scalars]:
         train, objective = self.config.train, self.objective
@@ -244,11 +248,12 @@ class LanguageModelTask:
         sums = vocabulary_loss(
             hidden, model.output_kernel(), batch["targets"], vocab_size, objective.loss_chunk, objective.z_loss
         )
-        loss, cross_entropy, correct = (value / totals["targets"] for value in sums)
-        return loss, {"cross_entropy": cross_entropy, "accuracy": correct}
+        loss, cross_entropy, correct = (value / totals["targets"] for value in sums[:3])
+        by_source = source_metrics(batch, sums.of_tokens, totals)
+        return loss, {"cross_entropy": cross_entropy, "accuracy": correct, **by_source}
 
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        return dict(metrics)
+        return source_report(metrics, [source.path for source in self.data.sources])
 
     def evaluate(self, model: Llama) -> dict[str, float]:
         language_model = LanguageModel(self._merged(model), self.model_config, self.tokenizer, self.speech_tokenizer)

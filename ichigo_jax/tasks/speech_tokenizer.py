@@ -22,6 +22,7 @@ from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.loading import training_examples
+from ichigo_jax.data.sources import numbered
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
@@ -33,9 +34,10 @@ from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizer
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import replicated
 from ichigo_jax.storage import read_json
+from ichigo_jax.tasks.mixture import source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.whisper import WhisperText
-from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum
+from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum, token_cross_entropy
 from ichigo_jax.training.run_config import RunConfig
 
 KIND = "speech_tokenizer"
@@ -176,13 +178,13 @@ class SpeechTokenizerTask:
         B, S, L = self.config.train.batch_size, self.model_config.context_samples, self.data.text_length
         text = jax.ShapeDtypeStruct((B, L), jnp.int32)
         audio = {"audio": jax.ShapeDtypeStruct((B, S), jnp.float32), "samples": jax.ShapeDtypeStruct((B,), jnp.int32)}
-        return {**audio, "inputs": text, "targets": text}
+        return {**audio, "inputs": text, "targets": text, **source_shapes(self.data.sources, B)}
 
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.model_config.quantizer.code_positions
 
     def examples(self) -> grain.MapDataset:
-        sources = [grain.MapDataset.source(source) for source in self._sources]
+        sources = [grain.MapDataset.source(source) for source in numbered(self._sources)]
         weights = [source.weight for source in self.data.sources]
         return training_examples(sources, weights, self.config.seed)
 
@@ -195,6 +197,7 @@ class SpeechTokenizerTask:
             "rows": count_rows(batch["targets"]),
             "codes": _count(self._statistics_mask(batch)),
             "heard_codes": _count(self._heard(batch)),
+            **source_totals(batch, self.data),
         }
 
     def loss(
@@ -219,7 +222,8 @@ class SpeechTokenizerTask:
             loss, metrics = loss + objective.kl_weight * divergence, {**metrics, "kl": divergence}
         cross_entropy, correct = cross_entropy_sums(logits, batch["targets"])
         cross_entropy, correct = cross_entropy / totals["targets"], correct / totals["targets"]
-        return loss + cross_entropy, {"cross_entropy": cross_entropy, "accuracy": correct, **metrics}
+        by_source = source_metrics(batch, token_cross_entropy(logits, batch["targets"]), totals)
+        return loss + cross_entropy, {"cross_entropy": cross_entropy, "accuracy": correct, **by_source, **metrics}
 
     def _encode(self, model: SpeechTokenizerModel, audio: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Whisper's states of the batch's audio, or of a noisy version. [B, S] -> [B, T, D]."""
@@ -242,7 +246,7 @@ class SpeechTokenizerTask:
         return self.objective.noise_weight * consistency, metrics
 
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        values = dict(metrics)
+        values = source_report(metrics, [source.path for source in self.data.sources])
         counts = values.pop("code_counts", None)
         return values if counts is None else {**values, **codebook_statistics(counts)}
 

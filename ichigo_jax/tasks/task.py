@@ -33,7 +33,7 @@ class Task(Protocol):
         """The model of a model folder, laid over the mesh; InputError where it is not the config's model."""
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a batch of all hosts."""
+        """The arrays of a batch of all hosts; of a mixture, among them the number of each row's source (``data.sources``)."""
 
     def tokens_per_step(self) -> int:
         """Tokens in a batch: ids of a language model, sound codes of a speech tokenizer, padding among them."""
@@ -56,7 +56,7 @@ class Task(Protocol):
         """
 
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics as scalars for the log; those of several numbers (counts of codes) are summed up here."""
+        """Metrics as scalars for the log; those of several numbers (counts of codes, losses of sources) are summed up here."""
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """Metrics on held-out data."""

@@ -13,18 +13,21 @@ from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.parallel import dividing_spec, mesh_axes
 
 
+def token_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy of each target, 0 where it is ``IGNORE``. float32 [B, T, V], int32 [B, T] -> float32 [B, T]."""
+    counted = targets != IGNORE
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, jnp.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(counted, log_normalizer - picked, 0.0)
+
+
 def cross_entropy_sums(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy and number of correct predictions over the targets that are not ``IGNORE``.
 
     float32 [B, T, V], int32 [B, T] -> two float32 scalars. ``targets=[[5, -100]]`` counts the first position only.
     """
-    counted = targets != IGNORE
-    safe = jnp.where(counted, targets, 0)
-    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
-    loss = jnp.where(counted, log_normalizer - picked, 0.0).sum()
-    correct = (counted & (logits.argmax(-1) == targets)).sum()
-    return loss, correct.astype(jnp.float32)
+    correct = ((targets != IGNORE) & (logits.argmax(-1) == targets)).sum()
+    return token_cross_entropy(logits, targets).sum(), correct.astype(jnp.float32)
 
 
 def divergence_sum(logits: jax.Array, teacher_logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -57,17 +60,19 @@ def count_targets(targets: jax.Array) -> jax.Array:
 
 
 class VocabularyLoss(NamedTuple):
-    """Sums over the targets that are not ``IGNORE``, float32 scalars; only ``loss`` has a gradient.
+    """Sums over the targets that are not ``IGNORE``, float32 scalars but for the last; only ``loss`` has a gradient.
 
     Attributes:
       loss: cross-entropy plus z-loss, what is minimised.
       cross_entropy: alone.
       correct: number of targets with the largest logit.
+      of_tokens: the cross-entropy of each target, float32 [B, T]; 0 where it is ``IGNORE``.
     """
 
     loss: jax.Array
     cross_entropy: jax.Array
     correct: jax.Array
+    of_tokens: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -119,12 +124,12 @@ def _over_mesh(hidden, kernel, targets, vocab_size, chunk, z_loss, with_gradient
     if not set(embed_axes) <= set(token_axes):
         embed, embed_axes = None, ()  # every device along them has the whole sum already
     local = functools.partial(local, token_axes=token_axes, vocab_axes=vocab_axes, embed_axes=embed_axes)
-    everywhere = VocabularyLoss(*(PartitionSpec(),) * 3)
+    sums = VocabularyLoss(*(PartitionSpec(),) * 3, of_tokens=tokens)
     gradients = (PartitionSpec(*tokens, None), PartitionSpec(embed, vocab)) if with_gradients else None
     return jax.shard_map(
         local,
         in_specs=(PartitionSpec(*tokens, None), PartitionSpec(None, vocab), tokens),
-        out_specs=(everywhere, gradients),
+        out_specs=(sums, gradients),
         check_vma=False,
     )(hidden, kernel, targets)
 
@@ -150,18 +155,19 @@ def _chunk_by_chunk(
         picked = jnp.take_along_axis(logits, jnp.where(mine, place, 0)[:, None], axis=-1)[:, 0]
         picked = _across(jax.lax.psum, jnp.where(mine, picked, 0.0), vocab_axes)
         normalizer = jnp.log(total) + largest
-        cross_entropy = jnp.where(counted, normalizer - picked, 0.0).sum()
+        of_tokens = jnp.where(counted, normalizer - picked, 0.0)
         drift = jnp.where(counted, jnp.square(normalizer), 0.0).sum()
         correct = (counted & (picked >= largest)).sum().astype(jnp.float32)
-        new = VocabularyLoss(cross_entropy + z_loss * drift, cross_entropy, correct)
-        sums = jax.tree.map(jnp.add, sums, new)
+        cross_entropy = of_tokens.sum()
+        sums = jax.tree.map(jnp.add, sums, (cross_entropy + z_loss * drift, cross_entropy, correct))
         if not with_gradients:
-            return (sums, None), None
+            return (sums, None), (of_tokens, None)
         weight = jnp.where(counted, (1 + 2 * z_loss * normalizer) / total, 0.0)
         gradient = weight[:, None] * exponentials - (counted[:, None] & (columns == target[:, None]))
         gradient = gradient.astype(kernel.dtype)
         kernel_gradient += jnp.dot(x.T, gradient, preferred_element_type=jnp.float32)
-        return (sums, kernel_gradient), jnp.dot(gradient, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype)
+        x_gradient = jnp.dot(gradient, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype)
+        return (sums, kernel_gradient), (of_tokens, x_gradient)
 
     D = hidden.shape[-1]
     x, target = hidden.reshape(-1, D), targets.reshape(-1)
@@ -169,10 +175,10 @@ def _chunk_by_chunk(
     missing = -len(target) % size
     x = jnp.pad(x, ((0, missing), (0, 0))).reshape(-1, size, D)
     target = jnp.pad(target, (0, missing), constant_values=IGNORE).reshape(-1, size)
-    zeros = VocabularyLoss(*(jnp.zeros((), jnp.float32),) * 3)
-    start = (zeros, jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None)
-    (sums, kernel_gradient), hidden_gradient = jax.lax.scan(one_chunk, start, (x, target))
-    sums = _across(jax.lax.psum, sums, token_axes)
+    start = ((jnp.zeros((), jnp.float32),) * 3, jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None)
+    (sums, kernel_gradient), (of_tokens, hidden_gradient) = jax.lax.scan(one_chunk, start, (x, target))
+    of_tokens = of_tokens.reshape(-1)[: targets.size].reshape(targets.shape)
+    sums = VocabularyLoss(*_across(jax.lax.psum, sums, token_axes), of_tokens)
     if not with_gradients:
         return sums, None
     hidden_gradient = hidden_gradient.reshape(-1, D)[: targets.size].reshape(hidden.shape)

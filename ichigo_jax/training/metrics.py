@@ -1,15 +1,25 @@
-"""Metrics as JSON lines: one object a line, ``step`` always among its fields."""
+"""Metrics as JSON lines: one object a line, ``step`` always among its fields; and in other places that a run asks for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
+from ichigo_jax.models.modules import cast_params
 from ichigo_jax.storage import whole
+from ichigo_jax.training.trackers import Tracker
+
+
+@jax.jit
+def parameter_norm(params: Any) -> jax.Array:
+    """Square root of the sum of all squares, float32 whatever the parameters are. Not part of the step: it reads them all."""
+    return optax.global_norm(cast_params(params, jnp.float32))
 
 
 class MetricsLog:
@@ -19,10 +29,11 @@ class MetricsLog:
       path: the file.
       step: the step that the run resumes from; what an interrupted run logged after it is dropped, since those steps
         are taken again.
+      trackers: which get the same metrics (``trackers.make_trackers``).
     """
 
-    def __init__(self, path: Path, step: int):
-        self.path = path
+    def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()):
+        self.path, self._trackers = path, trackers
         self.active = jax.process_index() == 0
         if self.active and path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
@@ -33,6 +44,13 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line."""
         if self.active:
-            row = {"step": step, **{name: round(float(value), 6) for name, value in values.items()}}
+            rounded = {name: round(float(value), 6) for name, value in values.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({"step": step, **rounded}) + "\n")
+            for tracker in self._trackers:
+                tracker.write(step, rounded)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        for tracker in self._trackers:
+            tracker.close()

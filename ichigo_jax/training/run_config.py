@@ -116,6 +116,9 @@ class OutputConfig:
     Attributes:
       checkpoints_kept: how many of the newest stay.
       checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
+      tensorboard: whether metrics also go to event files in the workdir.
+      wandb: the Weights & Biases project that metrics also go to, or None.
+      stall_seconds: without a finished step after which the stacks of the run are printed; 0: never.
     """
 
     log_every: int
@@ -123,6 +126,13 @@ class OutputConfig:
     checkpoint_every: int
     checkpoints_kept: int
     checkpoint_kept_every: int
+    tensorboard: bool
+    wandb: str | None
+    stall_seconds: float
+
+    def __post_init__(self):
+        if self.stall_seconds < 0:
+            raise InputError(f"stall_seconds {self.stall_seconds} found, expected seconds, or 0 for no watching")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,10 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def goodput(workdir):
+    return json.loads((workdir / "goodput.json").read_text())["starts"]
+
+
 def assert_same_model(one, other):
     one, other = load_arrays(one / "model"), load_arrays(other / "model")
     assert one.keys() == other.keys()
@@ -61,6 +65,11 @@ def wait_for_step(workdir, step, process):
 def test_writes_what_it_says(uninterrupted):
     rows = metrics(uninterrupted)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert TIMES <= rows[-1].keys() and {"grad_norm", "param_norm", "learning_rate"} <= rows[-1].keys()
+    assert "mfu" not in rows[-1] and "step_seconds" not in rows[0], "of a CPU, and of the step that compiles"
+    assert all(0 < row["goodput"] < 1 for row in rows[1:])
+    (start,) = goodput(uninterrupted)
+    assert start["last_step"] == 12 and start["startup_seconds"] > 0 and start["apart_seconds"]["saving"] > 0
     assert json.loads((uninterrupted / "config.json").read_text())["train"]["steps"] == 12
     assert (uninterrupted / "checkpoints" / "12").is_dir()
     assert json.loads((uninterrupted / "model" / "config.json").read_text())["kind"] == "speech_tokenizer"
@@ -92,13 +101,28 @@ def test_a_kill_costs_the_steps_since_the_last_checkpoint_and_nothing_else(corpu
     wait_for_step(tmp_path / "run", 7, process)
     process.kill()
     process.communicate()
-    assert run(*command(corpus_root, tmp_path / "run"))[0] == 0
+    code, _, err = run(*command(corpus_root, tmp_path / "run", "--profile", "12:12", "--config.output.stall_seconds=0.5"))
+    assert code == 0 and "stalled: no step was finished" in err and "before the first step" in err
+    before, after = goodput(tmp_path / "run")
+    assert after["from_step"] in (0, 4, 8) and after["away_seconds"] + after["lost_seconds"] > 0
+    assert before["productive_seconds"] - after["lost_seconds"] < after["productive_seconds"]
+    assert [*(tmp_path / "run" / "profile").rglob("*.xplane.pb")]
     assert_same_model(uninterrupted, tmp_path / "run")
     assert metrics_without_times(tmp_path / "run") == metrics_without_times(uninterrupted)
 
 
+TIMES = {
+    "step_seconds",
+    "steps_per_second",
+    "tokens_per_second_per_chip",
+    "data_wait_seconds",
+    "data_wait_share",
+    "goodput",
+}
+
+
 def metrics_without_times(workdir):
-    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in metrics(workdir)]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in metrics(workdir)]
 
 
 @pytest.mark.slow
@@ -135,6 +159,13 @@ def test_bad_input_is_one_line_and_leaves_no_model(corpus_root, tmp_path, change
     code, _, err = run(*command(corpus_root, tmp_path / "run", change))
     assert code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("steps", ["3", "5:4", "11:13"])
+def test_a_profile_of_no_steps_is_refused_in_one_line(corpus_root, tmp_path, steps):
+    code, _, err = run(*command(corpus_root, tmp_path / "run", "--profile", steps))
+    assert code == 2 and "expected START:STOP" in err and "<= 12" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_manifest_without_clips_or_with_missing_ones_is_refused(corpus_root, tmp_path):

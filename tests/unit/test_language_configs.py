@@ -42,7 +42,10 @@ def test_every_argument_gives_a_run(stage, argument):
     task = make_task(config, None)  # without a folder it knows shapes, from the config alone
     assert task.model_config.llama.tie_word_embeddings == (argument.split(",")[0] in ("1b", "3b", "qwen0.5b", "qwen1.5b"))
     rows = (config.train.batch_size, config.data["length"])
-    assert {value.shape for value in task.batch_shapes().values()} == {rows} and task.tokens_per_step() == rows[0] * rows[1]
+    shapes = task.batch_shapes()
+    assert ("source" in shapes) == (len(config.data["sources"]) > 1)
+    assert {value.shape for name, value in shapes.items() if name != "source"} == {rows}
+    assert task.tokens_per_step() == rows[0] * rows[1]
     assert config.train.batch_size % config.train.accumulation == 0
     assert config.data["packing"] == ("per_row" in argument)
     assert (config.data["sound_form"] == "compressed") == (

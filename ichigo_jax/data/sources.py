@@ -1,0 +1,51 @@
+"""Which source of a mixture an example comes from, told by the example itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+SOURCE = "source"  # the field of a batch, int32 [B]: the number of each row's source, where there are several
+
+
+class Examples(Protocol):
+    """A random-access source of examples, dictionaries of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class NumberedExamples:
+    """The same examples in the same order, each with the number of its source in the field ``source``.
+
+    ``NumberedExamples([{"x": 7}], 2)[0]`` is ``{"x": 7, "source": 2}``.
+    """
+
+    def __init__(self, examples: Examples, number: int):
+        self._examples, self._number = examples, np.int32(number)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._examples[index], SOURCE: self._number}
+
+
+def numbered(sources: Sequence[Examples]) -> list[Examples]:
+    """Of a mixture every source with its number; a single source as it is."""
+    return [NumberedExamples(source, number) for number, source in enumerate(sources)] if len(sources) > 1 else [*sources]
+
+
+def source_names(paths: Sequence[str]) -> list[str]:
+    """What sources are called in the log: the stem of the path, and the number as well where several have the same.
+
+    ``["data/a.parquet", "data/b.parquet", "old/b.jsonl"]`` -> ``["a", "b-1", "b-2"]``.
+    """
+    stems = [Path(path).stem for path in paths]
+    count = Counter(stems)
+    return [stem if count[stem] == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
