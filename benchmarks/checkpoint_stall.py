@@ -68,12 +68,12 @@ def stall_rows(llama: LlamaConfig, rows: int, length: int, steps: int, repeats: 
                 state, metrics = program.step(state, batch)
                 jax.block_until_ready(metrics)
                 if checkpoints is not None and step == steps // 2:
-                    blocked.append(seconds(checkpoints.save, state, 1, {}))
+                    blocked.append(seconds(checkpoints.save, state, 1, {}, {}))
 
         turn(None)  # the first, untimed one
         for number in range(repeats):
             folder = Path(scratch) / str(number)
-            checkpoints = Checkpoints(folder, kept=1, keep_every=0)
+            checkpoints = Checkpoints(folder, kept=1, keep_every=0, best=None)
             spent.append((seconds(turn, None), seconds(turn, checkpoints)))
             left.append(seconds(checkpoints.close))
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -114,6 +114,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "checkpoint_every": 100,
                 "checkpoints_kept": 2,
                 "checkpoint_kept_every": 0,
+                "checkpoint_best": config_dict.placeholder(str),
                 "tensorboard": False,
                 "wandb": config_dict.placeholder(str),
                 "stall_seconds": 0.0,

@@ -10,6 +10,7 @@ with 128 + the signal's number (143, 130).
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,8 +128,15 @@ def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
     return Program(graphdef, state, initial_state, step)
 
 
-def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None) -> int:
-    """Runs or resumes one training run, tracing the steps of ``profile``; returns the process's exit code."""
+def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None, accept_changed_data: bool = False) -> int:
+    """Runs or resumes one training run; returns the process's exit code.
+
+    Args:
+      config: all of the run.
+      workdir: where it lives.
+      profile: steps that are traced.
+      accept_changed_data: whether it goes on although its data sources have other numbers of examples than when it began.
+    """
     began = time.time()
     run_config.check_workdir(workdir, config)
     if (workdir / "model").exists():
@@ -142,7 +150,8 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     task = make_task(config, workdir)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     steps, output = config.train.steps, config.output
-    checkpoints = Checkpoints(workdir / "checkpoints", output.checkpoints_kept, output.checkpoint_kept_every)
+    kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
+    checkpoints = Checkpoints(workdir / "checkpoints", *kept)
     first_process = jax.process_index() == 0
     watch = Watch(workdir, output, step_work(task, config, mesh), profile, began)
 
@@ -153,7 +162,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
         start, resumed = 0, checkpoints.restore(program.state)
         if resumed is not None:
-            check_data_sizes(resumed.data["sizes"], task.data_sizes())
+            check_data_sizes(resumed.data["sizes"], task.data_sizes(), accept_changed_data)
             start, state = resumed.step, resumed.state
         elif config.init_from is not None:
             state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
@@ -178,12 +187,14 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
             batch = watch.next_batch(batches)
             state, metrics = program.step(state, batch)
             watch.took(step, metrics)
+            measured = {}
 
             if due(output.log_every, step):
                 values = task.report(jax.device_get(metrics))
                 taken = step - values["skipped_steps"]
                 values |= {"learning_rate": learning_rate(max(taken - 1, 0)), "param_norm": parameter_norm(state.params)}
                 log.write(step, {**values, **watch.measured()})
+                measured |= values
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
                 if values["skipped_in_a_row"] >= config.train.stop_after_skipped:
                     raise InputError(f"step {step}: {SKIPPED.format(int(values['skipped_in_a_row']))}")
@@ -193,10 +204,11 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
                 with watch.apart("evaluation", state):
                     if values := task.evaluate(model_of(state)):
                         log.write(step, values)
+                        measured |= values
             signal = stop.anywhere()
             if due(output.checkpoint_every, step) or signal:
                 with watch.apart("saving", state):
-                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **watch.kept()})
+                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **watch.kept()}, measured)
             if signal:
                 break
         progress.close()
@@ -209,12 +221,14 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     return 0
 
 
-def check_data_sizes(before: list[int], now: list[int]) -> None:
+def check_data_sizes(before: list[int], now: list[int], accept: bool) -> None:
     """A resumed run reads batches by number, which only means the same batches on the same data."""
-    if before != now:
-        raise InputError(
-            f"the data sources had {before} examples when this run began, now {now}; restore them or choose another --workdir"
-        )
+    if before == now:
+        return
+    found = f"the data sources had {before} examples when this run began, now {now}"
+    if not accept:
+        raise InputError(f"{found}; restore them, choose another --workdir, or go on with --accept-changed-data")
+    print(f"{found}; from here on batches are of what is there now", file=sys.stderr)
 
 
 @errors.command
@@ -225,12 +239,13 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; the same folder resumes")
     parser.add_argument("--profile", metavar="START:STOP", help="trace these steps, both included, into WORKDIR/profile")
+    parser.add_argument("--accept-changed-data", action="store_true", help="resume although data sources have changed in size")
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args()
     config = run_config.load(arguments.config, overrides)
     profile = parse_profile(arguments.profile, config.train.steps) if arguments.profile is not None else None
     hosts.join(arguments)
-    return train(config, arguments.workdir, profile)
+    return train(config, arguments.workdir, profile, arguments.accept_changed_data)
 
 
 if __name__ == "__main__":

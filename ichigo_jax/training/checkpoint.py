@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.training.state import TrainState
@@ -32,18 +33,36 @@ class Checkpoints:
       folder: ``WORKDIR/checkpoints``.
       kept: how many of the newest are kept.
       keep_every: a checkpoint whose step is a multiple of it is kept for good; 0: none is.
+      best: a metric whose lowest value keeps its checkpoint, its highest after "-"; None: none does.
     """
 
-    def __init__(self, folder: Path, kept: int, keep_every: int):
+    def __init__(self, folder: Path, kept: int, keep_every: int, best: str | None):
+        policies = [managers.LatestN(kept)]
+        if keep_every:
+            policies.append(managers.EveryNSteps(keep_every))
+        self._best = best and best.removeprefix("-")
+        value = lambda metrics: metrics[self._best]  # noqa: E731
+        if best:
+            lowest = not best.startswith("-")
+            policies.append(managers.BestN(get_metric_fn=value, reverse=lowest, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=kept, keep_period=keep_every or None, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=managers.AnyPreservationPolicy(policies),
+            best_fn=value if best else None,  # so that metrics are saved
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         )
         self._folder = folder.absolute()
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
-    def save(self, state: TrainState, step: int, data: dict[str, Any]) -> None:
-        """Saves in the background. ``data`` is what the loader needs to go on, as JSON.
+    def save(self, state: TrainState, step: int, data: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Saves in the background.
+
+        Args:
+          state: all of it.
+          step: how many steps it has behind it.
+          data: what the loader needs to go on, as JSON.
+          metrics: what was measured after this step; one without the metric of ``best`` is never the best.
 
         Raises:
           InputError: this one, or the one before it, could not be written (a full disk); those before are as they were.
@@ -51,7 +70,8 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), data=ocp.args.JsonSave(data))
             with self._told_of_faults():
-                self._manager.save(step, args=arguments)
+                ranked = {self._best: float(metrics[self._best])} if self._best in metrics else None
+                self._manager.save(step, args=arguments, metrics=ranked)
 
     def restore(self, target: TrainState) -> Resumed | None:
         """The newest checkpoint that can be read, in the shapes, dtypes and shardings of ``target``; None where there is none.

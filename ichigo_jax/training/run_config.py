@@ -116,6 +116,8 @@ class OutputConfig:
     Attributes:
       checkpoints_kept: how many of the newest stay.
       checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
+      checkpoint_best: a metric that is logged at the steps of checkpoints ("heldout/wer", "loss"): the checkpoint with the lowest
+        stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
       tensorboard: whether metrics also go to event files in the workdir.
       wandb: the Weights & Biases project that metrics also go to, or None.
       stall_seconds: without a finished step after which the stacks of the run are printed; 0: never.
@@ -126,6 +128,7 @@ class OutputConfig:
     checkpoint_every: int
     checkpoints_kept: int
     checkpoint_kept_every: int
+    checkpoint_best: str | None
     tensorboard: bool
     wandb: str | None
     stall_seconds: float

@@ -201,6 +201,8 @@ def test_data_that_changed_its_length_is_refused(corpus_root, uninterrupted, tmp
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
     code, _, err = run(*command(corpus_root, tmp_path / "run", sources))
     assert code == 2 and "48" in err and "47" in err and err.count("\n") == 1
+    code, _, err = run(*command(corpus_root, tmp_path / "run", sources, "--accept-changed-data"))
+    assert code == 0 and "now [47]; from here on batches" in err
 
 
 def test_checkpoints_hold_the_whole_state(uninterrupted):

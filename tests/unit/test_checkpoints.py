@@ -32,16 +32,16 @@ def target(size=4):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state(0, size))
 
 
-def saved(folder, steps, kept=10, keep_every=0):
-    checkpoints = Checkpoints(folder, kept, keep_every)
+def saved(folder, steps, kept=10, keep_every=0, best=None, metrics=()):
+    checkpoints = Checkpoints(folder, kept, keep_every, best)
     for step in steps:
-        checkpoints.save(state(step), step, {"sizes": [step]})
+        checkpoints.save(state(step), step, {"sizes": [step]}, dict(metrics).get(step, {}))
     checkpoints.close()
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def resume(folder, size=4):
-    checkpoints = Checkpoints(folder, 10, 0)
+    checkpoints = Checkpoints(folder, 10, 0, None)
     try:
         return checkpoints.restore(target(size))
     finally:
@@ -55,6 +55,13 @@ def test_the_newest_is_taken_with_what_belongs_to_it(tmp_path):
     assert (found.step, found.data, int(found.state.step)) == (4, {"sizes": [4]}, 4)
     for one, other in zip(jax.tree.leaves(found.state), jax.tree.leaves(state(4))):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("best", "kept"), [("wer", [4, 10]), ("-wer", [2, 10]), (None, [10])])
+def test_the_best_is_kept_beside_the_newest(tmp_path, best, kept):
+    metrics = {2: {"wer": 0.9}, 4: {"wer": 0.1, "loss": 3}, 6: {"loss": 1}, 8: {"wer": np.float32(0.5)}}
+    assert saved(tmp_path / "run", (2, 4, 6, 8, 10), kept=1, best=best, metrics=metrics) == kept
+    assert resume(tmp_path / "run").step == 10
 
 
 def test_the_newest_and_those_at_intervals_are_kept(tmp_path):
@@ -104,13 +111,13 @@ from test_checkpoints import state
 from ichigo_jax.errors import InputError
 from ichigo_jax.training.checkpoint import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]), 2, 0)
-checkpoints.save(state(1), 1, {{}})
+checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]), 2, 0, None)
+checkpoints.save(state(1), 1, {{}}, {{}})
 checkpoints._manager.wait_until_finished()
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 big = dataclasses.replace(state(2), frozen={{"x": jax.random.normal(jax.random.key(0), (100_000,))}})
 try:
-    checkpoints.save(big, 2, {{}})
+    checkpoints.save(big, 2, {{}}, {{}})
     checkpoints.close()
 except InputError as error:
     print(error)

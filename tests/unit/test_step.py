@@ -151,10 +151,12 @@ def test_what_a_spike_is_compared_with_survives_a_checkpoint(tmp_path):
     graphdef, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
     step = jax.jit(make_step(task(), run_config(1, spike_factor=2.0), graphdef, optimizer))
     state, _ = step(make_state(*parts, optimizer, WINDOW), batch())
-    checkpoints = Checkpoints(tmp_path / "checkpoints", kept=1, keep_every=0)
-    checkpoints.save(state, 1, {})
+    checkpoints = Checkpoints(tmp_path / "checkpoints", kept=1, keep_every=0, best=None)
+    checkpoints.save(state, 1, {}, {})
     checkpoints.close()
-    found = Checkpoints(tmp_path / "checkpoints", kept=1, keep_every=0).restore(jax.tree.map(jnp.zeros_like, state)).state
+    found = (
+        Checkpoints(tmp_path / "checkpoints", kept=1, keep_every=0, best=None).restore(jax.tree.map(jnp.zeros_like, state)).state
+    )
     assert np.isnan(found.recent_norms).sum() == WINDOW - 1
     jax.tree.map(np.testing.assert_array_equal, vars(found), vars(state))
 
