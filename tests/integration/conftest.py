@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,9 @@ def environment(devices=1):
 def start(module, *arguments, **options):
     """A command of ours as a process of its own."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(
-        words, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 (a shell's background jobs do not)
+    return subprocess.Popen(words, cwd=REPOSITORY, env=environment(), preexec_fn=heeds, **pipes, **options)
 
 
 def run(module, *arguments):

@@ -64,6 +64,7 @@ def test_two_processes_are_one_run(corpus_root, alone, tmp_path):
         np.testing.assert_array_equal(array, ours[name], err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_a_signal_stops_both_after_the_same_step_and_both_go_on(corpus_root, tmp_path):
     workdir, longer = tmp_path / "run", (*FEW[2:], "--config.train.steps=40", "--config.output.checkpoint_every=0")
     process = start_two(corpus_root, workdir, *longer)

@@ -15,6 +15,7 @@ def benchmark():
         yield importlib.import_module("language_model")
 
 
+@pytest.mark.slow
 def test_against_transformers(benchmark):
     pytest.importorskip("torch")
     tiny = dataclasses.replace(

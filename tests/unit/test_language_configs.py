@@ -136,7 +136,7 @@ def test_each_stage_is_built_and_reads_its_data(root, tmp_path, capsys, stage, m
     config = load(f"{CONFIGS}/{stage}.py:{argument}", [])
     with pytest.raises(InputError, match="hidden_size 16"):
         make_task(config, tmp_path)
-    config = dataclasses.replace(config, model=None, train=dataclasses.replace(config.train, batch_size=4))
+    config = dataclasses.replace(config, model=None, train=dataclasses.replace(config.train, batch_size=4, accumulation=2))
     task = make_task(config, tmp_path)
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) > 5000

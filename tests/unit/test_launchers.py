@@ -54,6 +54,7 @@ class Stubs:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs do not have
         )
 
     def run(self, launcher, *arguments, **environment):
