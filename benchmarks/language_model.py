@@ -37,14 +37,13 @@ from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
 from ichigo_jax.models.modules import unstack_layers
 from ichigo_jax.parallel import make_mesh
+from ichigo_jax.planning.chips import chip_of
 from ichigo_jax.tasks import make_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
 
 ROOT = Path(__file__).parents[1]
 PROMPT, ANSWER = 64, 128
-# By how a device calls itself: bfloat16 operations and bytes of memory a second, from NVIDIA's data sheets (dense).
-PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12)}
 FEWER_LAYERS = (32, 24, 16, 12, 8, 4)
 SEGMENTS = (1536, 1024, 1024, 512)  # of a packed row
 
@@ -334,8 +333,8 @@ def device_decoding(layers: int, bandwidth: float, repeats: int) -> list[dict]:
 
 def on_the_device(arguments: argparse.Namespace) -> dict:
     kind = jax.devices()[0].device_kind
-    flops, bandwidth = next((peaks for name, peaks in PEAKS.items() if name in kind), (None, None))
-    flops, bandwidth = arguments.peak_flops or flops, arguments.bandwidth or bandwidth
+    chip = chip_of(jax.devices()[0])
+    flops, bandwidth = arguments.peak_flops or (chip and chip.flops), arguments.bandwidth or (chip and chip.bandwidth)
     if flops is None or bandwidth is None:
         sys.exit(f"{kind}: its peaks are not known here; give --peak-flops and --bandwidth")
     print(f"{kind}: peak {flops / 1e12:.0f} TFLOP/s in bfloat16, {bandwidth / 1e12:.2f} TB/s of memory\n")
@@ -370,8 +369,8 @@ def main() -> None:
     device.add_argument("--attention", choices=["xla", "cudnn", "splash"], default="cudnn", help="(cudnn)")
     device.add_argument("--remat", choices=["none", "dots", "full"], default="full", help="(full)")
     device.add_argument("--loss-chunk", type=int, default=1024, help="tokens whose logits are in memory at a time (1024)")
-    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (H100 and H200: 989e12)")
-    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (H100: 3.35e12, H200: 4.8e12)")
+    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (as planning/chips.py has it)")
+    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (as planning/chips.py has it)")
     arguments = parser.parse_args()
     load = load_average()
     if arguments.device:

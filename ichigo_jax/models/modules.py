@@ -222,9 +222,10 @@ def _whole(variable: nnx.Variable) -> nnx.Variable:
 
 
 # Gathered weights are never kept for the backward pass, which gathers them anew: all layers' would be the whole model on every
-# device. What a sharding is pinned on costs nothing to pin again, so leaving all of these out of what is kept does just that.
+# device. They are what comes out of a pinned sharding, reshaped or not; of anything else these operations cost nothing.
+_COST_NOTHING = frozenset({"sharding_constraint", "reshape", "transpose", "squeeze"})
 REMAT_POLICIES = {
-    "none": lambda primitive, *_, **__: primitive.name != "sharding_constraint",
+    "none": lambda primitive, *_, **__: primitive.name not in _COST_NOTHING,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }

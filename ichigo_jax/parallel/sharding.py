@@ -6,7 +6,6 @@ else in the project speaks of mesh axes.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -138,8 +137,7 @@ def gather_weight(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return x if whole == stored else _gather(x, stored, whole)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: jax.Array, stored: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+def _pin(x: jax.Array, stored: PartitionSpec, whole: PartitionSpec) -> jax.Array:
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), whole)
 
 
@@ -147,7 +145,8 @@ def _scatter(stored: PartitionSpec, whole: PartitionSpec, _: None, gradient: jax
     return (jax.lax.with_sharding_constraint(gradient, stored),)
 
 
-_gather.defvjp(lambda x, stored, whole: (_gather(x, stored, whole), None), _scatter)
+_gather = jax.custom_vjp(_pin, nondiff_argnums=(1, 2))
+_gather.defvjp(lambda x, stored, whole: (_pin(x, stored, whole), None), _scatter)
 
 
 def dividing_spec(mesh: AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:

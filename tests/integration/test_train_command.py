@@ -121,6 +121,28 @@ TIMES = {
 }
 
 
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(corpus_root, tmp_path):
+    """With a checkpoint after every step, so that most kills fall into the middle of a save."""
+    often = ("--config.train.steps=200", "--config.output.checkpoint_every=1", "--config.output.checkpoints_kept=1")
+    random = np.random.default_rng()
+    moments = []
+    for _ in range(10):
+        process = start(*command(corpus_root, tmp_path / "run", *often))
+        wait_for_step(tmp_path / "run", (moments[-1][0] if moments else 0) + 1, process)
+        delay = random.uniform(0, 0.4)
+        time.sleep(delay)
+        process.kill()
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"ended by itself after {moments}: {err}"
+        assert "cannot be read" not in err, f"a half-written checkpoint was taken for a whole one after {moments}"
+        moments.append((len(metrics(tmp_path / "run")), round(delay, 3)))
+    assert run(*command(corpus_root, tmp_path / "run", *often))[0] == 0
+    assert run(*command(corpus_root, tmp_path / "whole", *often))[0] == 0
+    assert_same_model(tmp_path / "whole", tmp_path / "run")
+    assert metrics_without_times(tmp_path / "run") == metrics_without_times(tmp_path / "whole"), moments
+
+
 def metrics_without_times(workdir):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in metrics(workdir)]
 
