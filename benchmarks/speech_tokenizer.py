@@ -1,6 +1,7 @@
 """Times the speech tokenizer: clips in, sound codes out.
 
     python benchmarks/speech_tokenizer.py                      against the PyTorch original, on the CPU
+    python benchmarks/speech_tokenizer.py --parts              what an encoder layer is made of, by PyTorch and by JAX
     python benchmarks/speech_tokenizer.py --device             on an accelerator: whisper-medium in bfloat16
 
 On the CPU the original's own pipeline (``whisper.log_mel_spectrogram``, Whisper's encoder, ``ichigo``'s
@@ -24,12 +25,13 @@ import numpy as np
 from flax import nnx
 from side_by_side import load_average, report, turn_by_turn
 
+from ichigo_jax.models.attention import attention
 from ichigo_jax.models.modules import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import WhisperConfig
 
-SECONDS = 30
+SECONDS, POSITIONS = 30, 1500
 SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}  # D, N, L
 
 
@@ -148,6 +150,40 @@ def against_the_original(sizes: list[str], batches: list[int], repeats: int) -> 
     return rows
 
 
+def parts_of_a_layer(size: str, repeats: int) -> list[dict]:
+    """Nothing that takes time in an encoder's layer is left out but norms and additions."""
+    import torch
+    from torch.nn import functional
+
+    width, heads, _ = SIZES[size]
+    random = np.random.default_rng(0)
+    x, up, hidden = (
+        random.normal(size=shape).astype(np.float32) for shape in ((POSITIONS, width), (width, 4 * width), (POSITIONS, 4 * width))
+    )
+    qkv = random.normal(size=(3, 1, POSITIONS, heads, width // heads)).astype(np.float32)
+    torch_x, torch_up, torch_hidden = torch.from_numpy(x), torch.from_numpy(up.T.copy()), torch.from_numpy(hidden)
+    torch_qkv = [torch.from_numpy(array).transpose(1, 2).contiguous() for array in qkv]
+    product, attend, gelu = jax.jit(jnp.dot), jax.jit(attention), jax.jit(lambda x: jax.nn.gelu(x, approximate=False))
+    x, up, hidden, qkv = jax.device_put((x, up, hidden, list(qkv)))
+    timed = {
+        "matrix product": (lambda: functional.linear(torch_x, torch_up), lambda: product(x, up)),
+        "attention": (lambda: functional.scaled_dot_product_attention(*torch_qkv), lambda: attend(*qkv)),
+        "GELU": (lambda: functional.gelu(torch_hidden), lambda: gelu(hidden)),
+    }
+    operations = {"matrix product": 8 * POSITIONS * width**2, "attention": 4 * POSITIONS**2 * width}
+    rows = []
+    for what, (theirs, ours) in timed.items():
+        with torch.inference_mode():
+            runs = [theirs, lambda: jax.block_until_ready(ours())]  # noqa: B023
+            turn_by_turn(runs, 1)
+            their_seconds, our_seconds = turn_by_turn(runs, repeats)
+        row = {"size": size, "part": what, "repeats": repeats}
+        row |= {"pytorch_milliseconds": 1e3 * their_seconds, "jax_milliseconds": 1e3 * our_seconds}
+        rate = operations.get(what, 0) / 1e9
+        rows.append({**row, "pytorch_gflops": rate / their_seconds, "jax_gflops": rate / our_seconds})
+    return rows
+
+
 def on_the_device(sizes: list[str], batches: list[int], repeats: int) -> list[dict]:
     rows = []
     for size in sizes:
@@ -175,6 +211,7 @@ def on_the_device(sizes: list[str], batches: list[int], repeats: int) -> list[di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", action="store_true", help="time an accelerator instead of comparing on the CPU")
+    parser.add_argument("--parts", action="store_true", help="time the parts of an encoder layer on the CPU")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="(tiny base medium; with --device medium)")
     parser.add_argument("--batches", nargs="+", type=int, help="clips at a time (1 8; with --device 32 64 128 256)")
     parser.add_argument("--repeats", type=int, default=5, help="turns, of which the median counts (5)")
@@ -182,6 +219,10 @@ def main() -> None:
     load = load_average()
     if arguments.device:
         rows = on_the_device(arguments.sizes or ["medium"], arguments.batches or [32, 64, 128, 256], arguments.repeats)
+    elif arguments.parts:
+        jax.config.update("jax_platforms", "cpu")
+        sizes = arguments.sizes or ["tiny", "base", "medium"]
+        rows = [row for size in sizes for row in parts_of_a_layer(size, arguments.repeats)]
     else:
         jax.config.update("jax_platforms", "cpu")
         rows = against_the_original(arguments.sizes or ["tiny", "base", "medium"], arguments.batches or [1, 8], arguments.repeats)
