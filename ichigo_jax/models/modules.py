@@ -9,6 +9,7 @@ parameters (``cast_params``); norms and softmax compute in float32 whatever the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -114,8 +115,41 @@ def project(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: int = 1, dt
     if not mesh.empty and mesh.shape.get(TIME_AXIS, 1) > 1:
         return jnp.tensordot(x, kernel, axes, preferred_element_type=dtype)
     contracted = math.prod(kernel.shape[:axes])
-    y = jnp.dot(x.reshape(-1, contracted), kernel.reshape(contracted, -1), preferred_element_type=dtype)
+    y = _product(x.reshape(-1, contracted), kernel.reshape(contracted, -1), dtype)
     return y.reshape(*x.shape[:-axes], *kernel.shape[axes:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """[R, I], [I, O] -> [R, O]."""
+    return jnp.dot(x, kernel, preferred_element_type=dtype)
+
+
+def _product_forward(x: Any, kernel: Any, dtype: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    """Keeps what the wanted gradients need: of a frozen kernel not the x."""
+    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return _product(x.value, kernel.value, dtype), kept
+
+
+def _product_backward(dtype: Any, kept: tuple[jax.Array | None, jax.Array | None], y: Any) -> tuple[Any, Any]:
+    x, kernel = kept
+    if isinstance(y, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    of_x = None if kernel is None else _transposed_product(y, kernel.T, kernel.dtype)
+    of_kernel = None if x is None else _transposed_product(x.T, y, x.dtype)
+    return of_x, of_kernel
+
+
+def _transposed_product(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    """The CPU back end's products are a quarter faster on operands that lie as they are multiplied."""
+
+    def laid_out_first(a, b):
+        return jnp.dot(*jax.lax.optimization_barrier((a, b)), preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(a, b, cpu=laid_out_first, default=functools.partial(jnp.dot, preferred_element_type=dtype))
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 class Adaptable(nnx.Module):
