@@ -29,6 +29,7 @@ _CALLED = re.compile(r"\b(calls|body|to_apply|called_computations)=\{?(%[\w.\-]+
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])")
+_PHASE = re.compile(r"channel_id=(\d+).*\bchain_id=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 
 
@@ -160,10 +161,17 @@ class Program:
         reduce-scatter, twice that for an all-reduce, B for a permutation (bandwidth-optimal algorithms on a ring).
         """
         moved: dict[str, float] = defaultdict(float)
+        begun: set[str] = set()
         for instruction, computation, times in self.instructions():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
+            # One that goes on beside other work stands in the text once for each of its phases, in a fusion each.
+            phase = _PHASE.search(instruction.attributes)
+            if phase is not None:
+                if phase[1] in begun:
+                    continue
+                begun.add(phase[1])
             arrays = [array.bytes for array in instruction.arrays if array.bytes > 4]
             if instruction.opcode.endswith("-start") and kind != "all-reduce":
                 arrays = arrays[len(arrays) // 2 :]  # the first half are the operands

@@ -111,6 +111,30 @@ def test_turns_of_a_loop_that_only_its_condition_tells():
     assert program.unknown_trips == 0
 
 
+PHASES = """HloModule phases
+%begin (a: f32[4]) -> (f32[4], f32[8]) {
+  %a = f32[4]{0} parameter(0)
+  %first = f32[8]{0} all-gather(%a), channel_id=7, replica_groups=mesh['a'=2] {'a'}, frontend_attributes={chain_id="3"}
+  ROOT %begun = (f32[4]{0}, f32[8]{0}) custom-call(%first), custom_call_target="AsyncCollectiveStart"
+}
+%end (b: f32[4]) -> f32[8] {
+  %b = f32[4]{0} parameter(0)
+  %last = f32[8]{0} all-gather(%b), channel_id=7, replica_groups=mesh['a'=2] {'a'}, frontend_attributes={chain_id="3"}
+  ROOT %ended = f32[8]{0} custom-call(%last), custom_call_target="AsyncCollectiveDone"
+}
+ENTRY %main (x: f32[4]) -> f32[8] {
+  %x = f32[4]{0} parameter(0)
+  %start = (f32[4]{0}, f32[8]{0}) fusion(%x), kind=kCustom, calls=%begin
+  %other = f32[8]{0} all-gather(%x), channel_id=8, replica_groups=mesh['a'=2] {'a'}
+  ROOT %done = f32[8]{0} fusion(%x), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_in_phases_counts_once():
+    assert Program(PHASES).collective_bytes() == {"all-gather": 2 * 16}
+
+
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "cpu:x", "cpu:9999", ""])
 def test_topologies_that_are_none(name):
     with pytest.raises(InputError, match=f"--topology {name}"):
