@@ -43,7 +43,8 @@ class Stubs:
         return [path.read_text().split("\0")[:-1] for path in sorted(self.calls_folder.iterdir())]
 
     def environment(self, **more):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        set_by_users = ("SLURM_", "PYTHON", "VENV")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(set_by_users)}
         return {**kept, "PATH": f"{self.folder}:{os.environ['PATH']}", **more}
 
     def start(self, launcher, *arguments, **environment):
