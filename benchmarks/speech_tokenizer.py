@@ -179,8 +179,9 @@ def parts_of_a_layer(size: str, repeats: int) -> list[dict]:
             their_seconds, our_seconds = turn_by_turn(runs, repeats)
         row = {"size": size, "part": what, "repeats": repeats}
         row |= {"pytorch_milliseconds": 1e3 * their_seconds, "jax_milliseconds": 1e3 * our_seconds}
-        rate = operations.get(what, 0) / 1e9
-        rows.append({**row, "pytorch_gflops": rate / their_seconds, "jax_gflops": rate / our_seconds})
+        for library, spent in (("pytorch", their_seconds), ("jax", our_seconds)):
+            row[f"{library}_gflops"] = operations[what] / spent / 1e9 if what in operations else ""
+        rows.append(row)
     return rows
 
 
