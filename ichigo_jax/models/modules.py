@@ -141,7 +141,7 @@ def _product_backward(dtype: Any, kept: tuple[jax.Array | None, jax.Array | None
 
 
 def _transposed_product(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """The CPU back end's products are a quarter faster on operands that lie as they are multiplied."""
+    """The CPU back end multiplies faster what lies in memory as it is multiplied; others lay operands out themselves."""
 
     def laid_out_first(a, b):
         return jnp.dot(*jax.lax.optimization_barrier((a, b)), preferred_element_type=dtype)
