@@ -18,7 +18,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 SPLASH_BLOCKS = (512, 256, 128)  # tokens of a tile, the largest that divides a row
 
 # Scores a head from which a CPU takes the heads one by one, and of a head so many keys at a time. All heads' scores at once fall
-# out of its caches: of Whisper's 1500 x 1500 that takes three times as long. Of a few hundred positions it is as fast, and its
+# out of its caches: of Whisper's 1500 x 1500 that takes twice as long. Of a few hundred positions it is as fast, and its
 # gradient faster.
 LONG = 1 << 20
 KEYS_AT_A_TIME = 512

@@ -266,11 +266,12 @@ def _override(config: ConfigDict, flag: str) -> None:
     node: Any = config
     for section in sections:
         node = node[section] if isinstance(node, ConfigDict) and section in node else None
-    is_section = isinstance(node, ConfigDict) and field in node and isinstance(node[field], ConfigDict)
+    exists = isinstance(node, ConfigDict) and field in node
+    is_section = exists and isinstance(node[field], ConfigDict)
     if is_section and text == "null":
         node[field] = None
         return
-    if not isinstance(node, ConfigDict) or field not in node or is_section:
+    if not exists or is_section:
         known = ", ".join(key for key, _ in _flat(config.to_dict()))
         raise InputError(f"--config.{name}: no such field; the fields are {known}")
     node[field] = _parse(text, node[field], f"--config.{name}")
