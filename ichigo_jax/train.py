@@ -78,17 +78,22 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of_sums, *first)[1])
             (buffers, (grads, metrics)), _ = jax.lax.scan(add_part, (state.buffers, zeros), (split_batch, keys))
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, full)
         grad_norm = optax.global_norm(grads)
         fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         fine &= ~is_spike(state.recent_norms, grad_norm, config.train.spike_factor)
-        norms = jnp.append(state.recent_norms[1:], grad_norm)
-        new = (optax.apply_updates(state.params, updates), buffers, opt_state, norms)
-        old = (state.params, state.buffers, state.opt_state, state.recent_norms)
-        params, buffers, opt_state, norms = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+
+        def take():
+            updates, opt_state = optimizer.update(grads, state.opt_state, full)
+            norms = jnp.append(state.recent_norms[1:], grad_norm)
+            return optax.apply_updates(state.params, updates), buffers, opt_state, norms
+
+        def skip():
+            return state.params, state.buffers, state.opt_state, state.recent_norms
+
+        params, new_buffers, opt_state, norms = jax.lax.cond(fine, take, skip)
         skipped = state.skipped + ~fine
         in_a_row = jnp.where(fine, 0, state.skipped_in_a_row + 1)
-        state = TrainState(state.step + 1, params, state.frozen, buffers, opt_state, skipped, in_a_row, norms)
+        state = TrainState(state.step + 1, params, state.frozen, new_buffers, opt_state, skipped, in_a_row, norms)
         return state, {**metrics, "grad_norm": grad_norm, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
 
     return step

@@ -135,18 +135,24 @@ def _product_backward(dtype: Any, kept: tuple[jax.Array | None, jax.Array | None
     x, kernel = kept
     if isinstance(y, jax.custom_derivatives.SymbolicZero):
         return None, None
-    of_x = None if kernel is None else _transposed_product(y, kernel.T, kernel.dtype)
-    of_kernel = None if x is None else _transposed_product(x.T, y, x.dtype)
+    of_x = None if kernel is None else jnp.dot(y, kernel.T, preferred_element_type=kernel.dtype)
+    of_kernel = None if x is None else product_over_rows(x, y, x.dtype)
     return of_x, of_kernel
 
 
-def _transposed_product(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """The CPU back end multiplies faster what lies in memory as it is multiplied; others lay operands out themselves."""
+def product_over_rows(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """``x.T @ y``, what a weight's gradient is. [R, I], [R, O] -> [I, O].
 
-    def laid_out_first(a, b):
-        return jnp.dot(*jax.lax.optimization_barrier((a, b)), preferred_element_type=dtype)
+    XLA's CPU back end takes up to a fifth less time where x is transposed in memory first; others choose layouts themselves.
+    """
 
-    return jax.lax.platform_dependent(a, b, cpu=laid_out_first, default=functools.partial(jnp.dot, preferred_element_type=dtype))
+    def transposed_first(x, y):
+        return jnp.dot(jax.lax.optimization_barrier(x.T), y, preferred_element_type=dtype)
+
+    def at_once(x, y):
+        return jnp.dot(x.T, y, preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=transposed_first, default=at_once)
 
 
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ichigo_jax.data.loading import IGNORE
+from ichigo_jax.models.modules import product_over_rows
 from ichigo_jax.parallel import dividing_spec, mesh_axes
 
 
@@ -165,7 +166,7 @@ def _chunk_by_chunk(
         weight = jnp.where(counted, (1 + 2 * z_loss * normalizer) / total, 0.0)
         gradient = weight[:, None] * exponentials - (counted[:, None] & (columns == target[:, None]))
         gradient = gradient.astype(kernel.dtype)
-        kernel_gradient += jnp.dot(x.T, gradient, preferred_element_type=jnp.float32)
+        kernel_gradient += product_over_rows(x, gradient, jnp.float32)
         x_gradient = jnp.dot(gradient, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype)
         return (sums, kernel_gradient), (of_tokens, x_gradient)
 
