@@ -124,7 +124,7 @@ TIMES = {
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(corpus_root, tmp_path):
     """With a checkpoint after every step, so that most kills fall into the middle of a save."""
-    often = ("--config.train.steps=200", "--config.output.checkpoint_every=1", "--config.output.checkpoints_kept=1")
+    often = ("--config.train.steps=80", "--config.output.checkpoint_every=1", "--config.output.checkpoints_kept=1")
     random = np.random.default_rng()
     moments = []
     for _ in range(10):
