@@ -84,6 +84,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "attention": "xla",
                 "remat": "none",
                 "stop_after_skipped": 10,
+                "roll_backs": 0,
                 "spike_factor": config_dict.placeholder(float),
                 "spike_window": 64,
             },

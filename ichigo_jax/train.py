@@ -36,12 +36,11 @@ from ichigo_jax.training.checkpoint import Checkpoints
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
+from ichigo_jax.training.skipped import Passed, go_back
 from ichigo_jax.training.state import TrainState, is_spike, logical_axes, make_state, split, state_shardings
 from ichigo_jax.training.stop import StopSignals
 from ichigo_jax.training.trackers import check_trackers, make_trackers
 from ichigo_jax.training.watch import ProfiledSteps, Watch, parse_profile
-
-SKIPPED = "the last {} steps had losses or gradients that were not finite or spiked; lower the learning rate or look at the data"
 
 
 def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
@@ -79,21 +78,21 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
             (buffers, (grads, metrics)), _ = jax.lax.scan(add_part, (state.buffers, zeros), (split_batch, keys))
 
         grad_norm = optax.global_norm(grads)
-        fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-        fine &= ~is_spike(state.recent_norms, grad_norm, config.train.spike_factor)
+        measured = jnp.stack([metrics["loss"], grad_norm])
+        fine = jnp.isfinite(measured).all() & ~is_spike(state.recent, measured, config.train.spike_factor)
 
         def take():
             updates, opt_state = optimizer.update(grads, state.opt_state, full)
-            norms = jnp.append(state.recent_norms[1:], grad_norm)
-            return optax.apply_updates(state.params, updates), buffers, opt_state, norms
+            recent = jnp.append(state.recent[:, 1:], measured[:, None], axis=1)
+            return optax.apply_updates(state.params, updates), buffers, opt_state, recent
 
         def skip():
-            return state.params, state.buffers, state.opt_state, state.recent_norms
+            return state.params, state.buffers, state.opt_state, state.recent
 
-        params, new_buffers, opt_state, norms = jax.lax.cond(fine, take, skip)
+        params, new_buffers, opt_state, recent = jax.lax.cond(fine, take, skip)
         skipped = state.skipped + ~fine
         in_a_row = jnp.where(fine, 0, state.skipped_in_a_row + 1)
-        state = TrainState(state.step + 1, params, state.frozen, new_buffers, opt_state, skipped, in_a_row, norms)
+        state = TrainState(state.step + 1, params, state.frozen, new_buffers, opt_state, skipped, in_a_row, recent)
         return state, {**metrics, "grad_norm": grad_norm, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
 
     return step
@@ -154,26 +153,55 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
+    with jax.set_mesh(mesh), StopSignals() as stop:
+        run = Run(config, workdir, task, mesh, make_program(task, config, mesh), accept_changed_data)
+        work, passed = step_work(task, config, mesh), None
+        while True:
+            watch = Watch(workdir, config.output, work, profile, began)
+            signal, passed = take_steps(run, stop, watch, passed)
+            if passed is None:
+                return 128 + signal if signal else 0
+            began = time.time()
+
+
+class Run(NamedTuple):
+    """What the steps of a run need from first to last; ``train`` says what each is."""
+
+    config: RunConfig
+    workdir: Path
+    task: Task
+    mesh: Mesh
+    program: Program
+    accept_changed_data: bool
+
+
+def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None) -> tuple[int | None, Passed | None]:
+    """From the newest checkpoint, or the beginning, to the model folder, to a signal, or back to an earlier checkpoint.
+
+    Args:
+      passed: batches to pass over, of a run that has just gone back; None: what its checkpoint says.
+
+    Returns:
+      The number of the signal, or None; what is to be passed over where the run has gone back, else None.
+    """
+    config, workdir, task, mesh, program, accept_changed_data = run
     steps, output = config.train.steps, config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
     checkpoints = Checkpoints(workdir / "checkpoints", *kept)
-    first_process = jax.process_index() == 0
-    watch = Watch(workdir, output, step_work(task, config, mesh), profile, began)
 
-    with jax.set_mesh(mesh), StopSignals() as stop, watch:
-        program = make_program(task, config, mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, program.state)
-
+    with watch:
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
-        start, resumed = 0, checkpoints.restore(program.state)
+        shardings = jax.tree.map(lambda x: x.sharding, program.state)
+        start, saved, resumed = 0, {}, checkpoints.restore(program.state)
         if resumed is not None:
-            check_data_sizes(resumed.data["sizes"], task.data_sizes(), accept_changed_data)
-            start, state = resumed.step, resumed.state
+            start, state, saved = resumed
+            check_data_sizes(saved["sizes"], task.data_sizes(), accept_changed_data)
         elif config.init_from is not None:
             state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
         else:
             random = lambda: program.initial_state(task.make_model(nnx.Rngs(config.seed)))  # noqa: E731
             state = jax.jit(random, out_shardings=shardings)()
+        passed = passed or Passed.of(saved)
 
         learning_rate = learning_rate_schedule(config.optimizer, steps)
         log = MetricsLog(workdir / "metrics.jsonl", start, make_trackers(config, workdir, start))
@@ -184,10 +212,10 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         def due(every: int, step: int) -> bool:
             return step == steps or (every > 0 and step % every == 0)
 
-        batches = read_batches(task.examples(), config.train.batch_size, start, mesh)
-        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
-        watch.begin(start, resumed.data if resumed is not None else {})
-        signal = None
+        batches = read_batches(task.examples(), config.train.batch_size, start + passed.passed_batches, mesh)
+        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=jax.process_index() != 0)
+        watch.begin(start, saved)
+        signal = behind = None
         for step in range(start + 1, steps + 1):
             batch = watch.next_batch(batches)
             state, metrics = program.step(state, batch)
@@ -201,8 +229,9 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
                 log.write(step, {**values, **watch.measured()})
                 measured |= values
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
-                if values["skipped_in_a_row"] >= config.train.stop_after_skipped:
-                    raise InputError(f"step {step}: {SKIPPED.format(int(values['skipped_in_a_row']))}")
+                if (skipped := int(values["skipped_in_a_row"])) >= config.train.stop_after_skipped:
+                    behind = go_back(step, skipped, passed, config.train.roll_backs, checkpoints, task.rows_of_batch, workdir)
+                    break
             progress.update()
 
             if due(output.evaluate_every, step):
@@ -213,7 +242,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
             signal = stop.anywhere()
             if due(output.checkpoint_every, step) or signal:
                 with watch.apart("saving", state):
-                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **watch.kept()}, measured)
+                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **passed._asdict(), **watch.kept()}, measured)
             if signal:
                 break
         progress.close()
@@ -221,9 +250,9 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         log.close()
         if signal:
             print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
-            return 128 + signal
-        task.save(model_of(state), workdir / "model")
-    return 0
+        elif behind is None:
+            task.save(model_of(state), workdir / "model")
+    return signal, behind
 
 
 def check_data_sizes(before: list[int], now: list[int], accept: bool) -> None:

@@ -147,6 +147,7 @@ def stage(
                 "attention": "splash",
                 "remat": "full" if large else "dots",
                 "stop_after_skipped": 10,
+                "roll_backs": 0,
                 "spike_factor": None,
                 "spike_window": 64,
             },

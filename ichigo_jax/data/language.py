@@ -91,5 +91,8 @@ class Rows:
         return len(self._examples) if self._groups is None else len(self._groups)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        group = [index] if self._groups is None else self._groups[index]
-        return collate([self._examples[int(member)] for member in group], self._length, self._pad_id)
+        return collate([self._examples[member] for member in self.members(index)], self._length, self._pad_id)
+
+    def members(self, index: int) -> list[int]:
+        """Which examples a row is made of."""
+        return [index] if self._groups is None else self._groups[index].tolist()

@@ -55,6 +55,34 @@ def training_examples(sources: Sequence[grain.MapDataset], weights: Sequence[flo
     return shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
 
 
+class _Places:
+    """For a source of ``size`` examples, (``source``, index) of each."""
+
+    def __init__(self, source: int, size: int):
+        self._source, self._size = source, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._source, index
+
+
+def places_in_batch(
+    sizes: Sequence[int], weights: Sequence[float], seed: int, batch_size: int, number: int
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Which examples batch ``number`` of all hosts is made of, as (source, index), without reading any.
+
+    Args:
+      sizes: examples of each source.
+      weights, seed: as for ``training_examples``.
+      batch_size: examples in a batch.
+      number: of the batch, from 0.
+    """
+    places = training_examples([grain.MapDataset.source(_Places(*each)) for each in enumerate(sizes)], weights, seed)
+    return [places[row] for row in range(number * batch_size, (number + 1) * batch_size)]
+
+
 def host_batches(examples: grain.MapDataset, batch_size: int, rows: range) -> grain.MapDataset:
     """Batch 0, 1, 2, …: the examples of ``rows`` out of every ``batch_size``."""
     return _SomeRows(examples, batch_size, rows).batch(len(rows))

@@ -19,6 +19,9 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def members(self, index: int) -> list[int]:
+        """Which rows of its data an example is made of, from 0."""
+
 
 class NumberedExamples:
     """The same examples in the same order, each with the number of its source in the field ``source``.
@@ -34,6 +37,17 @@ class NumberedExamples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._examples[index], SOURCE: self._number}
+
+    def members(self, index: int) -> list[int]:
+        return self._examples.members(index)
+
+
+def rows_of_places(places: Sequence[tuple[int, int]], sources: Sequence[Examples], paths: Sequence[str]) -> dict[str, list[int]]:
+    """For each source's path the rows that examples, as (source, index), are made of."""
+    rows: dict[str, list[int]] = {}
+    for source, index in places:
+        rows.setdefault(paths[source], []).extend(sources[source].members(index))
+    return rows
 
 
 def numbered(sources: Sequence[Examples]) -> list[Examples]:

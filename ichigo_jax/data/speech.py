@@ -95,13 +95,17 @@ class SpeechExamples:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def members(self, index: int) -> list[int]:
+        """Which rows of the manifest an example is made of, from 0."""
+        return self._groups[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         layout = self._layout
         audio = np.zeros(layout.samples, np.float32)
         inputs = np.full(layout.text_length, self._end, np.int32)
         targets = np.full(layout.text_length, IGNORE, np.int32)
         used, texts, ids = 0, [], []
-        for row in (self._rows[number] for number in self._groups[index]):
+        for row in (self._rows[number] for number in self.members(index)):
             try:
                 clip = self._clip(row["path"], layout.samples - used)
                 longer = [*self._prompt, *self._encode(" ".join([*texts, row["text"]]))]

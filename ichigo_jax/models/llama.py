@@ -174,6 +174,15 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     return ((1 - blend) * frequencies / scaling.factor + blend * frequencies).astype(np.float32)
 
 
+def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """A row of the table for each token. [V, D], [B, T] -> [B, T, D].
+
+    Every device looks its part of the columns up for all rows of the batch, and what it found is exchanged after that. So the
+    gradient of the table is made where it is stored; otherwise all of it would be summed over all devices.
+    """
+    return constrain(jnp.take(table, tokens, axis=0), "lookup", "time", "embed")
+
+
 class SelfAttention(Adaptable):
     """Grouped-query attention with rotary positions. [B, T, D] -> [B, T, D]."""
 
@@ -278,7 +287,7 @@ class Llama(nnx.Module):
         """
         assert cache is None or segment_ids is None, "packed rows and a cache do not go together"
         cos, sin = rotary_angles(positions, jnp.asarray(inverse_frequencies(self.config.llama)))
-        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "time", "activation")
+        x = constrain(embed(self.embedding[...], tokens), "batch", "time", "activation")
         if cache is None:
             x = self._layers(x, cos, sin, causal_attention(backend, tokens.shape[1], segment_ids), remat)
         else:

@@ -21,6 +21,7 @@ STORAGE_AXIS = "fsdp"  # over which a parameter is stored in parts, and never co
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
+    "lookup": "data",  # the batch while what a device stores of an embedding is looked up
     "time": "context",
     "activation": None,
     # parameters

@@ -19,10 +19,10 @@ from ichigo_jax import configuration
 from ichigo_jax.data.encoded import EncodedExamples, encode_rows
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.language import Rows, pack
-from ichigo_jax.data.loading import training_examples
+from ichigo_jax.data.loading import places_in_batch, training_examples
 from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
-from ichigo_jax.data.sources import numbered
+from ichigo_jax.data.sources import numbered, rows_of_places
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
@@ -231,8 +231,16 @@ class LanguageModelTask:
 
     def examples(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(rows) for rows in numbered(self._sources)]
-        weights = [source.weight for source in self.data.sources]
-        return training_examples(sources, weights, self.config.seed)
+        return training_examples(sources, self._weights, self.config.seed)
+
+    @property
+    def _weights(self) -> list[float]:
+        return [source.weight for source in self.data.sources]
+
+    def rows_of_batch(self, number: int) -> dict[str, list[int]]:
+        size, seed = self.config.train.batch_size, self.config.seed
+        places = places_in_batch(self.data_sizes(), self._weights, seed, size, number)
+        return rows_of_places(places, self._sources, [source.path for source in self.data.sources])
 
     def data_sizes(self) -> list[int]:
         return [len(rows) for rows in self._sources]

@@ -21,8 +21,8 @@ from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
-from ichigo_jax.data.loading import training_examples
-from ichigo_jax.data.sources import numbered
+from ichigo_jax.data.loading import places_in_batch, training_examples
+from ichigo_jax.data.sources import numbered, rows_of_places
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
@@ -185,8 +185,16 @@ class SpeechTokenizerTask:
 
     def examples(self) -> grain.MapDataset:
         sources = [grain.MapDataset.source(source) for source in numbered(self._sources)]
-        weights = [source.weight for source in self.data.sources]
-        return training_examples(sources, weights, self.config.seed)
+        return training_examples(sources, self._weights, self.config.seed)
+
+    @property
+    def _weights(self) -> list[float]:
+        return [source.weight for source in self.data.sources]
+
+    def rows_of_batch(self, number: int) -> dict[str, list[int]]:
+        size, seed = self.config.train.batch_size, self.config.seed
+        places = places_in_batch(self.data_sizes(), self._weights, seed, size, number)
+        return rows_of_places(places, self._sources, [source.path for source in self.data.sources])
 
     def data_sizes(self) -> list[int]:
         return [len(source) for source in self._sources]

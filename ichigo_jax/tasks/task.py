@@ -44,6 +44,9 @@ class Task(Protocol):
     def data_sizes(self) -> list[int]:
         """Examples in each source; a resumed run must find the same."""
 
+    def rows_of_batch(self, number: int) -> dict[str, list[int]]:
+        """Which rows of each source batch ``number`` of all hosts is made of, from 0, not counting rows that cannot be used."""
+
     def totals(self, batch: Mapping[str, jax.Array]) -> Scalars:
         """What the sums over a whole batch are divided by."""
 

@@ -99,6 +99,21 @@ class Checkpoints:
             )
         return None
 
+    def go_back_to(self, step: int) -> int | None:
+        """Removes the checkpoints after ``step``; the step of the newest that is left. Where none would be left, all stay: None.
+
+        Raises:
+          InputError: as ``save``.
+        """
+        with self._told_of_faults():
+            self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        if not steps or steps[0] > step:
+            return None
+        for later in (found for found in steps if found > step):
+            self._manager.delete(later)
+        return max(found for found in steps if found <= step)
+
     def close(self) -> None:
         """Waits until everything is written.
 

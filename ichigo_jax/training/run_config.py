@@ -71,10 +71,12 @@ class TrainConfig:
       compute_dtype: what the parameters are cast to for the forward and backward pass.
       attention: back end (``attention.causal_attention``).
       remat: what the backward pass computes anew (``modules.scan_layers``).
-      stop_after_skipped: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run stops.
-      spike_factor: a step whose gradient norm is above this times the median of the last ``spike_window`` norms that were not
-        skipped is skipped as well, once there are so many; None: no step is.
-      spike_window: gradient norms that are kept for it.
+      stop_after_skipped: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run goes
+        back to the last checkpoint before them, and on with the batches after them.
+      roll_backs: how often it does; the next time it stops. 0: it stops at once.
+      spike_factor: a step whose loss or gradient norm is above this times the median of the last ``spike_window`` steps that were
+        not skipped is skipped as well, once there are so many; None: no step is.
+      spike_window: losses and gradient norms that are kept for it.
     """
 
     steps: int
@@ -85,6 +87,7 @@ class TrainConfig:
     attention: Literal["xla", "cudnn", "splash"]
     remat: Literal["none", "dots", "full"]
     stop_after_skipped: int
+    roll_backs: int
     spike_factor: float | None
     spike_window: int
 

@@ -32,8 +32,8 @@ class TrainState:
       opt_state: the optimizer's.
       skipped: int32, steps skipped so far because a loss or gradient was not finite or spiked.
       skipped_in_a_row: int32, of these, the ones just before this step.
-      recent_norms: float32 [train.spike_window], gradient norms of the last steps that were not skipped, the newest last; NaN
-        where there are none yet.
+      recent: float32 [2, train.spike_window], losses and gradient norms of the last steps that were not skipped, the newest
+        last; NaN where there are none yet.
     """
 
     step: Any
@@ -43,7 +43,7 @@ class TrainState:
     opt_state: Any
     skipped: Any
     skipped_in_a_row: Any
-    recent_norms: Any
+    recent: Any
 
 
 def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, dict]:
@@ -78,16 +78,16 @@ def logical_axes(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[dict, dict
 def make_state(params: Any, frozen: Any, buffers: Any, optimizer: optax.GradientTransformation, spike_window: int) -> TrainState:
     """The state at step 0."""
     zero = jnp.zeros((), jnp.int32)
-    no_norms = jnp.full(spike_window, jnp.nan, jnp.float32)
-    return TrainState(zero, params, frozen, buffers, optimizer.init(params), zero, zero, no_norms)
+    recent = jnp.full((2, spike_window), jnp.nan, jnp.float32)
+    return TrainState(zero, params, frozen, buffers, optimizer.init(params), zero, zero, recent)
 
 
-def is_spike(recent_norms: jax.Array, norm: jax.Array, factor: float | None) -> jax.Array:
-    """Whether a gradient norm is above ``factor`` times the median of ``TrainState.recent_norms``.
+def is_spike(recent: jax.Array, now: jax.Array, factor: float | None) -> jax.Array:
+    """Whether the loss or the gradient norm of a step, [2], is above ``factor`` times its median in ``TrainState.recent``.
 
     Never while some of those are NaN, which makes the median NaN, and never where ``factor`` is None.
     """
-    return norm > (jnp.inf if factor is None else factor * jnp.median(recent_norms))
+    return (now > (jnp.inf if factor is None else factor * jnp.median(recent, axis=1))).any()
 
 
 def state_shardings(state: TrainState, axes: tuple[dict, dict, dict], mesh: Mesh) -> TrainState:

@@ -1,6 +1,7 @@
 """The training command as a process: what it writes, how it resumes, what it refuses."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,34 @@ def test_ten_kills_at_random_moments_change_nothing(corpus_root, tmp_path):
 
 def metrics_without_times(workdir):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in metrics(workdir)]
+
+
+SPIKING = (  # every step that is a little worse than the one before it
+    "--config.train.spike_factor=1.1",
+    "--config.train.spike_window=1",
+    "--config.train.stop_after_skipped=1",
+    "--config.output.checkpoint_every=1",
+)
+
+
+def test_a_spike_sends_the_run_back_to_a_checkpoint_and_on_with_later_batches(corpus_root, uninterrupted, tmp_path):
+    code, _, err = run(*command(corpus_root, tmp_path / "run", *SPIKING, "--config.train.roll_backs=99"))
+    assert code == 0, err
+    went_back = [(int(step), int(batch)) for step, batch in re.findall(r"going back to step (\d+) and on with batch (\d+)", err)]
+    assert went_back, "the learning rate's warm-up makes the second step worse than the first"
+    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(1, 13))
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "12" / "data" / "metadata").read_text())
+    last_step, last_batch = went_back[-1]
+    assert (saved["passed_batches"], saved["roll_backs"]) == (last_batch - last_step, len(went_back))
+    skipped = json.loads((tmp_path / "run" / "skipped_batches.json").read_text())
+    assert [each["batch"] for each in skipped] == [last_batch - 1]
+    ((path, rows),) = skipped[0]["rows"].items()
+    assert path.endswith("train.jsonl") and len(rows) == 8 and max(rows) < 48
+
+    # With none allowed the run ends, and says whose fault it may be.
+    code, _, err = run(*command(corpus_root, tmp_path / "other", *SPIKING))
+    assert code == 2 and "step 2: the last 1 steps had losses" in err and "batches 1 to 1, the last with rows " in err
+    assert not (tmp_path / "other" / "model").exists()
 
 
 @pytest.mark.slow

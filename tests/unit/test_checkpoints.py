@@ -68,6 +68,16 @@ def test_the_newest_and_those_at_intervals_are_kept(tmp_path):
     assert saved(tmp_path, range(1, 9), kept=2, keep_every=3) == [3, 6, 7, 8]
 
 
+def test_going_back_leaves_nothing_newer(tmp_path):
+    saved(tmp_path / "run", (2, 4, 6, 8))
+    checkpoints = Checkpoints(tmp_path / "run", 10, 0, None)
+    assert checkpoints.go_back_to(1) is None and checkpoints.restore(target()).step == 8, "not where nothing would be left"
+    assert checkpoints.go_back_to(5) == 4 and checkpoints.restore(target()).step == 4
+    checkpoints.save(state(60), 6, {"sizes": []}, {})
+    checkpoints.close()
+    assert int(resume(tmp_path / "run").state.step) == 60, "a step that is taken again is saved again"
+
+
 def largest_file(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 

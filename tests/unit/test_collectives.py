@@ -54,3 +54,18 @@ def test_in_the_layers_weights_are_gathered_twice_and_gradients_summed_once(size
     stored = sum(of_layers) - sum(norms)
     over_data = stored / sizes["fsdp"] if "data" in sizes else 0  # of its own part alone
     assert stored <= summed <= stored + over_data + sum(norms)  # no activation among them
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 4}])
+def test_gradients_of_the_embedding_and_the_output_are_summed_in_the_parts_that_devices_store(sizes):
+    program, params = compiled_step(sizes, "full")
+    whole = params[("embedding",)].nbytes
+    summed = [
+        array.bytes * (sizes["fsdp"] if "reduce-scatter" in instruction.opcode else 1)
+        for instruction, _, times in program.instructions()
+        if times == 1 and instruction.opcode.removesuffix("-start") in ("all-reduce", "reduce-scatter")
+        for array in instruction.arrays
+    ]
+    # The output's, over fsdp; over data a part of each.
+    parts = [whole / sizes["fsdp"]] * 2 if "data" in sizes else []
+    assert sorted(size for size in summed if size >= whole / 8) == sorted([whole, *parts])

@@ -63,6 +63,13 @@ def test_weights_are_kept():
     assert (values >= 100).mean() == pytest.approx(0.75, abs=0.01)
 
 
+def test_what_a_batch_is_made_of_is_known_without_reading_it():
+    batches = mixture().batch(8)
+    for number in (0, 3, 40):
+        places = loading.places_in_batch([50, 30], [0.25, 0.75], 0, 8, number)
+        assert [100 * source + index for source, index in places] == batches[number]["x"].tolist()
+
+
 def test_epochs_are_shuffled_anew_and_hold_every_example_once():
     batches = loading.training_examples([numbers(0, 32)], [1.0], seed=1).batch(8)
     epochs = [[*np.concatenate([batches[4 * epoch + number]["x"] for number in range(4)])] for epoch in range(3)]

@@ -17,7 +17,7 @@ from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
 from ichigo_jax.train import make_step
 from ichigo_jax.training.checkpoint import Checkpoints
-from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
+from ichigo_jax.training.state import is_spike, logical_axes, make_state, split, state_shardings
 
 CONFIG = LanguageModelConfig(
     LlamaConfig("llama", 60, 32, 64, 2, 4, 2, 8, 128, 1e-5, 1e4, None, False, False, 0.1), None, (1,), 64
@@ -119,7 +119,7 @@ def test_a_step_whose_gradient_spikes_is_skipped_once_enough_are_known():
     optimizer = optax.sgd(1e-3)
     graphdef, *parts = split(Llama(CONFIG, nnx.Rngs(0)), ())
     step = jax.jit(make_step(task(), run_config(1, spike_factor=2.0), graphdef, optimizer))
-    start, norms = make_state(*parts, optimizer, WINDOW), []
+    start, seen = make_state(*parts, optimizer, WINDOW), []
     early, metrics = step(jump(start, 30.0), batch())
     assert int(early.skipped) == 0, "with no norm to compare with nothing is a spike"
     wild = float(metrics["grad_norm"])
@@ -127,23 +127,32 @@ def test_a_step_whose_gradient_spikes_is_skipped_once_enough_are_known():
     state = start
     for number in range(WINDOW + 2):
         state, metrics = step(state, batch())
-        norms.append(float(metrics["grad_norm"]))
-        assert int(state.skipped) == 0 and wild > 2 * norms[-1]
-        assert np.isnan(state.recent_norms).sum() == max(0, WINDOW - 1 - number)
-    np.testing.assert_allclose(state.recent_norms, norms[-WINDOW:], rtol=1e-6)
+        seen.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        assert int(state.skipped) == 0 and wild > 2 * seen[-1][1]
+        assert np.isnan(state.recent).sum() == 2 * max(0, WINDOW - 1 - number)
+    np.testing.assert_allclose(state.recent, np.transpose(seen[-WINDOW:]), rtol=1e-6)
 
     spiking = jump(state, 30.0)
     after, metrics = step(spiking, batch())
-    assert metrics["grad_norm"] > 2 * np.median(norms[-WINDOW:])
+    assert metrics["grad_norm"] > 2 * np.median([norm for _, norm in seen[-WINDOW:]])
     assert int(after.step) == WINDOW + 3 and int(after.skipped) == int(metrics["skipped_steps"]) == 1
     assert int(after.skipped_in_a_row) == int(metrics["skipped_in_a_row"]) == 1
-    for name in ("params", "opt_state", "buffers", "recent_norms"):
+    for name in ("params", "opt_state", "buffers", "recent"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(spiking, name))
 
     calm, metrics = step(dataclasses.replace(after, params=state.params), batch())
     assert int(calm.skipped) == 1 and int(metrics["skipped_in_a_row"]) == 0
-    np.testing.assert_allclose(calm.recent_norms[-1], metrics["grad_norm"], rtol=1e-6)
-    np.testing.assert_array_equal(calm.recent_norms[:-1], state.recent_norms[1:])
+    np.testing.assert_allclose(calm.recent[:, -1], [metrics["loss"], metrics["grad_norm"]], rtol=1e-6)
+    np.testing.assert_array_equal(calm.recent[:, :-1], state.recent[:, 1:])
+
+
+def test_a_loss_or_a_norm_above_its_own_median_is_a_spike():
+    recent = jnp.array([[1.0, 1.0, 9.0], [4.0, 4.0, 4.0]])
+    spikes = {(1.5, 7.9): False, (2.1, 4.0): True, (1.0, 8.1): True, (0.1, 0.1): False}
+    for now, expected in spikes.items():
+        assert bool(is_spike(recent, jnp.array(now), 2.0)) == expected, now
+        assert not is_spike(recent, jnp.array(now), None)
+        assert not is_spike(recent.at[:, 0].set(jnp.nan), jnp.array(now), 2.0), "not all are known yet"
 
 
 def test_what_a_spike_is_compared_with_survives_a_checkpoint(tmp_path):
@@ -157,7 +166,7 @@ def test_what_a_spike_is_compared_with_survives_a_checkpoint(tmp_path):
     found = (
         Checkpoints(tmp_path / "checkpoints", kept=1, keep_every=0, best=None).restore(jax.tree.map(jnp.zeros_like, state)).state
     )
-    assert np.isnan(found.recent_norms).sum() == WINDOW - 1
+    assert np.isnan(found.recent).sum() == 2 * (WINDOW - 1)
     jax.tree.map(np.testing.assert_array_equal, vars(found), vars(state))
 
 

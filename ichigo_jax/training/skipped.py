@@ -1,0 +1,79 @@
+"""What a run does when too many steps in a row were skipped: it tells of their batches, and goes back or ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.storage import write_json
+from ichigo_jax.training.checkpoint import Checkpoints
+
+SHOWN = 4  # rows of the last batch that a message names
+
+
+class Passed(NamedTuple):
+    """Batches that a run took no steps of, since it went back to a checkpoint and on behind them; saved with checkpoints.
+
+    Attributes:
+      passed_batches: how many; step s learns from batch s - 1 + passed_batches.
+      roll_backs: how often the run went back.
+    """
+
+    passed_batches: int
+    roll_backs: int
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Passed:
+        """What a checkpoint's data hold of it; none of a new run."""
+        return cls(saved.get("passed_batches", 0), saved.get("roll_backs", 0))
+
+
+def go_back(
+    step: int,
+    skipped: int,
+    passed: Passed,
+    allowed: int,
+    checkpoints: Checkpoints,
+    rows_of_batch: Callable[[int], Mapping[str, list[int]]],
+    workdir: Path,
+) -> Passed:
+    """Makes the last checkpoint before the skipped steps the newest and tells of it; gives what is passed over from there on.
+
+    Writes the rows of the batches that were skipped to ``WORKDIR/skipped_batches.json``.
+
+    Args:
+      step: the last one that was skipped.
+      skipped: so many in a row were.
+      passed: of the run so far.
+      allowed: how often a run may go back.
+      checkpoints: of the run; those from the first skipped step on are removed.
+      rows_of_batch: for the number of a batch, the rows of each data source in it.
+      workdir: of the run.
+
+    Raises:
+      InputError: the run has gone back often enough, or there is no earlier checkpoint; the message names the batches.
+    """
+    numbers = range(step - skipped + passed.passed_batches, step + passed.passed_batches)
+    rows = {number: rows_of_batch(number) for number in numbers}
+    path = workdir / "skipped_batches.json"
+    if jax.process_index() == 0:
+        write_json(path, [{"batch": number, "rows": found} for number, found in rows.items()])
+    source, last = next(iter(rows[numbers[-1]].items()))
+    found = (
+        f"step {step}: the last {skipped} steps had losses or gradients that were not finite or spiked; they are of batches "
+        f"{numbers[0]} to {numbers[-1]}, the last with rows {', '.join(map(str, last[:SHOWN]))}… of {source} (all are in {path})"
+    )
+    advice = "lower the learning rate or look at the data"
+    if passed.roll_backs >= allowed:
+        raise InputError(f"{found}; {advice}, or let the run go back more often than train.roll_backs={allowed}")
+    before = checkpoints.go_back_to(step - skipped)
+    if before is None:
+        raise InputError(f"{found}; there is no checkpoint before them to go back to; {advice}")
+    if jax.process_index() == 0:
+        print(f"{found}; going back to step {before} and on with batch {numbers.stop}", file=sys.stderr)
+    return Passed(numbers.stop - before, passed.roll_backs + 1)
