@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,7 @@ def encode_rows(
       progress: whether a bar is shown.
 
     Raises:
-      InputError: files that are not what the format needs, or no row that could be used.
+      InputError: files that are not what the format needs, no row that could be used, or a process that was killed meanwhile.
     """
     files = find_row_files(path)
     key = _key(Path(path), files, encoder)
@@ -161,14 +162,20 @@ def _encode_chunks(chunks: Iterator[tuple[Chunk, int]], encoder: RowEncoder, pro
         return
     # Spawned rather than forked: the threads of an accelerator's runtime do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (encoder,)) as pool:
-        waiting: deque = deque()
-        for chunk, number in itertools.chain([more], chunks):
-            waiting.append(pool.submit(_encode_in_worker, chunk, number))
-            if len(waiting) > 3 * processes:  # bounds what is read ahead
+    try:
+        with ProcessPoolExecutor(processes, context, _start_worker, (encoder,)) as pool:
+            waiting: deque = deque()
+            for chunk, number in itertools.chain([more], chunks):
+                waiting.append(pool.submit(_encode_in_worker, chunk, number))
+                if len(waiting) > 3 * processes:  # bounds what is read ahead
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"{more[0].file}: one of {processes} processes that encode rows has died, which is what the system does when memory "
+            "runs out; nothing of it is kept: start again on fewer CPUs (taskset) or with more memory"
+        ) from None
 
 
 def _encode_chunk(chunk: Chunk, number: int, encoder: RowEncoder) -> _Encoded:

@@ -101,12 +101,15 @@ def read_first_rows(path: str, columns: Sequence[str], limit: int) -> list[Row]:
 
 
 def _json_chunks(file: Path, rows_per_chunk: int) -> Iterator[Chunk]:
-    with file.open("rb") as lines:
-        for first in itertools.count(0, rows_per_chunk):
-            content = list(itertools.islice(lines, rows_per_chunk))
-            if not content:
-                return
-            yield Chunk(file, first, content)
+    try:
+        with file.open("rb") as lines:
+            for first in itertools.count(0, rows_per_chunk):
+                content = list(itertools.islice(lines, rows_per_chunk))
+                if not content:
+                    return
+                yield Chunk(file, first, content)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _json_row(line: bytes) -> Row | InputError:

@@ -17,6 +17,7 @@ from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.errors import InputError
 
+MOST_UNUSABLE = 100  # clips in a row that cannot be used, of data that is there at all
 ROUNDING_SAMPLES = 2  # a manifest's seconds are rounded, and so is the length after resampling
 
 
@@ -68,6 +69,8 @@ class SpeechExamples:
 
     A clip that cannot be decoded or is longer than the context, or whose text does not fit, goes to ``faults`` and is left
     out; where nothing is left, silence of no samples without targets comes back, so that the batch keeps its shape and order.
+    When that happens to ``MOST_UNUSABLE`` clips and to none between them, as when a disk is gone, asking for one more raises
+    ``InputError``.
 
     Args:
       rows: from ``read_transcripts``.
@@ -89,7 +92,7 @@ class SpeechExamples:
     ):
         self._rows, self._encode = rows, encode
         self._prompt, self._end = list(prompt), end
-        self._layout, self._faults = layout, faults
+        self._layout, self._faults, self._unusable = layout, faults, 0
         self._groups = self._fill_contexts() if layout.concatenate else [[index] for index in range(len(rows))]
 
     def __len__(self) -> int:
@@ -114,7 +117,11 @@ class SpeechExamples:
                     raise InputError(f"{row['path']}: prompt and text of {len(longer)} tokens, expected at most {limit}")
             except (AudioError, InputError) as error:
                 self._faults(row["path"], str(error))
+                self._unusable += 1
+                if self._unusable >= MOST_UNUSABLE:
+                    raise InputError(f"{error}; nor could the {MOST_UNUSABLE - 1} clips before it be used: are they all there?") from None
                 continue
+            self._unusable = 0
             audio[used : used + len(clip)] = clip
             used += len(clip)
             texts.append(row["text"])

@@ -1,8 +1,11 @@
 """Data sets encoded once: what is kept on disk, what is recorded, and when it is made anew."""
 
+import errno
 import json
+import multiprocessing
 import os
 import pickle
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +100,43 @@ def test_other_processes_make_the_same_in_the_same_order(tmp_path, encoder, monk
     assert fault["path"] == f"{path}: row 11" and "sound code 99" in fault["error"]
 
 
+class Mortal(RowEncoder):
+    """Encodes in the process that the tests run in; another one is killed by it, as by a system without memory."""
+
+    def __call__(self, row, number):
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(row, number)
+
+
+def test_a_process_that_dies_is_told_of_in_one_line_and_nothing_is_kept(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(encoded, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(encoded, "CHUNKS_ALONE", 1)
+    path = write_parquet(tmp_path / "rows.parquet", ROWS)
+    with pytest.raises(InputError, match="one of 2 processes that encode rows has died"):
+        run(path, Mortal(INSTRUCTION, tokenizer, 100, "answers"), tmp_path / "run", processes=2)
+    assert list(tmp_path.glob("run/encoded/*")) == []
+    assert len(run(path, RowEncoder(INSTRUCTION, tokenizer, 100, "answers"), tmp_path / "run")) == len(ROWS)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path, encoder, monkeypatch, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    write_parquet(path, ROWS)
+
+    opened, unread = type(path).open, PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def refused(file, *mode):
+        if file == path:
+            raise unread
+        return opened(file, *mode)
+
+    monkeypatch.setattr(type(path), "open", refused)
+    monkeypatch.setattr(pq, "ParquetFile", refused)
+    with pytest.raises(InputError, match=r"rows\..*Permission denied"):
+        run(path, encoder, tmp_path / "run")
+
+
 def test_bad_rows_are_recorded_once_and_skipped(tmp_path, encoder):
     lines = [json.dumps(ROWS[0]), "", '{"tokens": [1]}', "[1, 2", '{"tokens": [8], "answer": "on"}', json.dumps(ROWS[1])]
     path = tmp_path / "rows.jsonl"
@@ -159,6 +199,7 @@ def test_examples_travel_without_their_ids(tmp_path, encoder):
     [
         (None, "no such file or folder"),
         ("text", "expected a parquet file"),
+        ("damaged", "expected a parquet file"),
         ([{"tokens": [1]}], "found columns tokens; expected tokens, answer"),
         ([{"tokens": [9], "answer": "on"}], "no row can be used, the first because of .*row 1: sound code 9"),
     ],
@@ -167,6 +208,10 @@ def test_files_that_are_not_what_the_format_needs(tmp_path, encoder, content, me
     path = tmp_path / "rows.parquet"
     if content == "text":
         path.write_text("hello")
+    elif content == "damaged":
+        write_parquet(path, ROWS)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4] + bytes(100) + whole[104:])
     elif content is not None:
         write_parquet(path, content)
     with pytest.raises(InputError, match=message):

@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from reference_weights import filled, quantizer_weights, set_weights, whisper_weights
 
 from ichigo_jax.audio.noise import add_noise
+from ichigo_jax.data import speech
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
@@ -481,3 +483,16 @@ def test_what_cannot_be_used_is_recorded_and_left_out(tmp_path):
     assert [Path(row["path"]).name for row in recorded] == ["1.wav", "2.wav", "3.wav"]
     joined = read_examples(tmp_path, concatenate=True)
     assert sum(int(joined[number]["samples"]) for number in range(len(joined))) == 1000
+
+
+def test_data_that_is_gone_ends_the_run(tmp_path):
+    write_corpus(tmp_path, (1000, 900), ("on", "off"))
+    examples = read_examples(tmp_path)
+    (tmp_path / "1.wav").unlink()
+    for _ in range(speech.MOST_UNUSABLE):
+        assert int(examples[0]["samples"]) == 1000 and int(examples[1]["samples"]) == 0, "half of it is not all"
+    (tmp_path / "0.wav").unlink()
+    batches = iter(grain.MapDataset.source(examples).repeat().batch(2).to_iter_dataset())
+    with pytest.raises(InputError, match="no such file.*; nor could the 99 clips before it be used"):
+        for _ in range(speech.MOST_UNUSABLE):
+            next(batches)
