@@ -3,7 +3,7 @@
     python -m ichigo_jax.plan --config configs/llama_pretrain.py:8b --topology v5e:4x4 [--config.section.field=value …]
     python -m ichigo_jax.plan --config configs/speech_tokenizer.py:medium --topology v5e:2x4 --json
 
-Compiles the real training step for the slice with the TPU compiler (``pip install libtpu``), on a machine without a TPU, and
+Compiles the real training step for the slice with the TPU compiler (``pip install 'jax[tpu]'``), on a machine without a TPU, and
 reads from the compiled program what a chip must hold and move. ``cpu:N`` and ``gpu:N`` are devices of this machine. The times are
 a roofline: what arithmetic, main memory and interconnect allow at best when they overlap perfectly, so a real run is slower.
 ``--search`` tries other meshes, rematerialisation and accumulation and shows what fits, the fastest first.
@@ -103,7 +103,13 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
                 raise
             raise InputError(f"{slice.name}: {_first_sentence(error)}; {HINT}") from None
     memory = compiled.memory_analysis()
-    moved = Program(compiled.as_text())
+    try:
+        moved = Program(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"{slice.name}: this JAX cannot read what the compiler made ({_first_sentence(error)}); install the libtpu that "
+            "belongs to it: pip install 'jax[tpu]'"
+        ) from None
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = arguments + temporary + new_outputs + memory.generated_code_size_in_bytes

@@ -119,7 +119,8 @@ class SpeechExamples:
                 self._faults(row["path"], str(error))
                 self._unusable += 1
                 if self._unusable >= MOST_UNUSABLE:
-                    raise InputError(f"{error}; nor could the {MOST_UNUSABLE - 1} clips before it be used: are they all there?") from None
+                    others = MOST_UNUSABLE - 1
+                    raise InputError(f"{error}; nor could the {others} clips before it be used: are they all there?") from None
                 continue
             self._unusable = 0
             audio[used : used + len(clip)] = clip

@@ -109,7 +109,7 @@ def _tpu_devices(chip: str, shape: str, name: str) -> Sequence[jax.Device]:
     try:
         import libtpu  # the package only holds the compiler's library
     except ImportError:
-        raise InputError(f"--topology {name}: the TPU compiler was not found; run: pip install libtpu") from None
+        raise InputError(f"--topology {name}: the TPU compiler was not found; run: pip install 'jax[tpu]'") from None
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server for the TPU that is not there
