@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ichigo_jax.errors import InputError
@@ -47,12 +48,15 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over devices.
 
+    Of several TPU slices each has its own part of the ``data`` axis, so that over the slow network between them only gradients
+    are summed.
+
     Args:
       sizes: devices along each of ``MESH_AXES``; one of them may be -1, "all that are left".
       devices: real or only compiled for; None: all of all hosts.
 
     Raises:
-      InputError: when the sizes do not multiply to the number of devices.
+      InputError: when the sizes do not multiply to the number of devices, or ``data`` not to that of the slices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(MESH_AXES)
@@ -68,7 +72,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = len(devices) // rest
     if math.prod(shape) != len(devices):
         raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {len(devices)}")
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    data, *within = shape
+    if data % slices:
+        raise InputError(f"mesh axis data of size {data} found with {slices} TPU slices, expected a multiple: they share it out")
+    split = (slices, *[1] * len(within))
+    return Mesh(create_hybrid_device_mesh((data // slices, *within), split, devices), MESH_AXES, axis_types=types)
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,3 +46,33 @@ def test_constrain_lays_out_what_divides_and_leaves_the_rest():
         odd = jax.jit(lambda x: constrain(x, "batch", "time", "activation"))(jnp.zeros((3, 5, 3)))
     assert x.sharding.shard_shape(x.shape) == (1, 3, 3)
     assert odd.shape == (3, 5, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One of two slices of 2 x 2 chips."""
+
+    id: int
+    platform = device_kind = "tpu"
+    core_on_chip = 0
+
+    @property
+    def slice_index(self):
+        return self.id // 4
+
+    @property
+    def process_index(self):
+        return self.id // 4
+
+    @property
+    def coords(self):
+        return self.id % 2, self.id // 2 % 2, 0
+
+
+def test_only_the_data_axis_goes_from_slice_to_slice():
+    chips = [Chip(number) for number in (5, 0, 3, 6, 1, 7, 4, 2)]
+    mesh = make_mesh({"data": 4, "fsdp": -1}, chips)
+    assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1, "context": 1}
+    assert [{chip.slice_index for chip in row.flat} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(InputError, match="mesh axis data of size 1 found with 2 TPU slices, expected a multiple"):
+        make_mesh({"data": 1, "fsdp": -1}, chips)

@@ -1,0 +1,49 @@
+"""What the TPU compiler makes of the real steps, on a machine without a TPU. Run with ``-m tpu`` where libtpu is installed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.conftest import REPOSITORY, environment
+
+pytestmark = pytest.mark.tpu
+pytest.importorskip("libtpu", reason="pip install 'jax[tpu]'")
+GIB = 1 << 30
+
+
+def plan(config, topology, *overrides):
+    words = [sys.executable, "-m", "ichigo_jax.plan", "--config", config, "--topology", topology, "--json", *overrides]
+    # The compiler asks the TPU's metadata server for what these say.
+    machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
+    result = subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
+def test_an_8b_step_sends_what_fsdp_needs_and_fits_sixteen_small_chips():
+    parts = 6
+    found = plan("configs/llama_pretrain.py:8b", "v5e:4x4", f"--config.train.accumulation={parts}")
+    assert found["chips"] == 16 and found["mesh"]["fsdp"] == 16
+    assert found["fits"] and 8 * GIB < found["peak_bytes_per_chip"] < 16 * GIB
+    # Each part gathers the weights in bfloat16 forwards and backwards and scatters their gradients.
+    needed = parts * 3 * 2 * found["parameters"] * 15 / 16
+    sent = sum(found["collective_bytes_per_step"].values())
+    assert 0.8 * needed < sent < 1.2 * needed, found["collective_bytes_per_step"]
+    # 6 operations a parameter and token, a third of that again for rematerialisation, and attention.
+    tokens = 480 * 512
+    assert 8 * found["parameters"] * tokens * 0.85 < found["flops_per_step"] < 8 * found["parameters"] * tokens * 1.1
+    assert found["days"] > 0 and 0 < found["compute_bound"] <= 1
+
+
+def test_a_step_too_large_says_by_how_much_and_what_would_fit():
+    words = [sys.executable, "-m", "ichigo_jax.plan", "--config", "configs/llama_pretrain.py:8b", "--topology", "v5e:2x2"]
+    machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    result = subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
+    assert result.returncode == 2 and "xceeded" in result.stderr and "--search" in result.stderr, result.stderr[-2000:]
+
+
+def test_the_tokenizers_step_fits_eight_small_chips():
+    found = plan("configs/speech_tokenizer.py:medium", "v5e:2x4", "--config.train.accumulation=2")
+    assert found["fits"] and found["chips"] == 8
