@@ -1,3 +1,5 @@
+import time
+
 import grain
 import jax
 import numpy as np
@@ -63,10 +65,28 @@ def test_weights_are_kept():
     assert (values >= 100).mean() == pytest.approx(0.75, abs=0.01)
 
 
+class Million:
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, index):
+        return {"x": np.int32(index)}
+
+
+def test_a_late_start_in_a_million_examples_replays_nothing():
+    sources = [grain.MapDataset.source(Million()) for _ in range(2)]
+    mesh = make_mesh({"data": 8})
+    start = time.monotonic()
+    late = next(loading.read_batches(loading.training_examples(sources, [1.0, 2.0], seed=3), 256, 20_000, mesh))
+    assert time.monotonic() - start < 5
+    places = loading.places_in_batch([1_000_000] * 2, [1.0, 2.0], 3, 256, 20_000)
+    assert late["x"].tolist() == [index for _, index in places], "in the second and third epochs"
+
+
 def test_what_a_batch_is_made_of_is_known_without_reading_it():
     batches = mixture().batch(8)
     for number in (0, 3, 40):
-        places = loading.places_in_batch([50, 30], [0.25, 0.75], 0, 8, number)
+        places = loading.places_in_batch([30, 50], [1.0, 3.0], 5, 8, number)
         assert [100 * source + index for source, index in places] == batches[number]["x"].tolist()
 
 

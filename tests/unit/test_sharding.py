@@ -1,4 +1,6 @@
 import dataclasses
+import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,11 @@ from jax.sharding import PartitionSpec
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import constrain, make_mesh, named_sharding, partition_spec
+from ichigo_jax.tasks import make_task
+from ichigo_jax.train import make_program
+from ichigo_jax.training import run_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_rules_map_logical_axes():
@@ -46,6 +53,29 @@ def test_constrain_lays_out_what_divides_and_leaves_the_rest():
         odd = jax.jit(lambda x: constrain(x, "batch", "time", "activation"))(jnp.zeros((3, 5, 3)))
     assert x.sharding.shard_shape(x.shape) == (1, 3, 3)
     assert odd.shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ("llama_pretrain.py:8b", {"fsdp": 8}),
+        ("llama_pretrain.py:8b", {"fsdp": 4, "tensor": 2}),
+        ("llama_pretrain.py:qwen0.5b", {"data": 2, "fsdp": 4}),
+        ("speech_tokenizer.py:medium", {"fsdp": 8}),
+        ("speech_tokenizer.py:large-v3,phase=2", {"data": 2, "fsdp": 4}),
+    ],
+)
+def test_nothing_of_a_released_size_is_on_every_device_but_what_is_small(config, sizes):
+    config = run_config.load(str(CONFIGS / config), [])
+    mesh = make_mesh(sizes)
+    config = dataclasses.replace(config, mesh=run_config.MeshConfig(**mesh.shape))
+    with jax.set_mesh(mesh):
+        state = make_program(make_task(config, None), config, mesh).state
+    size = lambda shape, x: math.prod(shape) * x.dtype.itemsize  # noqa: E731
+    leaves = jax.tree.leaves(state)
+    on_one = sum(size(x.sharding.shard_shape(x.shape), x) for x in leaves)
+    parts = mesh.size // mesh.shape["data"]
+    assert on_one < 1.02 * sum(size(x.shape, x) for x in leaves) / parts
 
 
 @dataclasses.dataclass(frozen=True)
