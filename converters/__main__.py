@@ -70,7 +70,13 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise errors.InputError(f"--format {format} found, expected one of {', '.join(EXPORTS[found.kind])} for a {found.kind}")
     if format != "peft" and arguments.base:
         raise errors.InputError(f"--base with --format {format} found, expected it with --format peft only")
+    if arguments.part and format != "hf":
+        raise errors.InputError(f"--part with --format {format} found, expected it with a language model's hf only")
     print(f"recognised: {_name(found)}")
+    if arguments.part:
+        files = language_model.export_part(found.path, arguments.target, *_part(arguments.part))
+        print(f"written: {len(files)} weight files; the same command without --part ends the export when all parts are there")
+        return
     if format == "peft":
         lora.export_peft(found.path, arguments.target, arguments.base)
     elif found.kind == language_model.KIND:
@@ -85,6 +91,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     else:
         speech_tokenizer.export_quantizer(found.path, arguments.target, format)
     print(f"written: {arguments.target} ({format})")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``"2/4"`` -> 1, 4."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise errors.InputError(f"--part {text} found, expected I/N with 1 <= I <= N")
+    return int(part) - 1, int(parts)
 
 
 def _default_format(found: Recognised) -> str:
@@ -189,6 +203,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=language_model.COMPARE_BYTES / 1e9,
         help="a language model that takes more than this in float32 is not run through transformers before it is published; "
         "the comparison holds it in memory (default: %(default)s)",
+    )
+    exporting.add_argument(
+        "--part",
+        metavar="I/N",
+        help="write only every N-th weight file of a language model, from the I-th on, as one of N hosts that share a disk; "
+        "afterwards export without it",
     )
     exporting.set_defaults(run=run_export)
 

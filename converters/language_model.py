@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
+import itertools
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +27,7 @@ from ichigo_jax.storage import whole, write_json
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 KIND = "language_model"
+PARTS = ".parts"  # after a target's name: the folder of what hosts have written of it
 COMPARE_BYTES = safetensors_files.SHARD_BYTES  # so that the comparison holds no more than writing a large model may
 
 # The text tokenizer's files and what belongs to them. They travel together, so that whatever trains or copies a model
@@ -161,10 +166,58 @@ def open_folder(source: Path) -> tuple[LanguageModelConfig, Mapping[str, engine.
     return config, stored_weights.open_weights(pieces_of(config), stores, source)
 
 
+def export_part(
+    source: Path, target: Path, part: int, parts: int, shard_bytes: int = safetensors_files.SHARD_BYTES
+) -> list[str]:  # fmt: skip
+    """Writes every ``parts``-th weight file of an export beside it, on one of as many hosts that share a disk.
+
+    ``export_hf`` then takes the files that are there and writes what is missing. Files are whole or not there at all, and
+    those that are there already stay, so a host that was interrupted can begin again.
+
+    Args:
+      source, target, shard_bytes: as for ``export_hf``.
+      part: which part, from 0.
+      parts: how many there are.
+
+    Returns:
+      The names of the files of this part.
+
+    Raises:
+      InputError: a source that is broken, a target that exists, or parts there of another source.
+    """
+    if target.exists():
+        raise InputError(f"{target}: exists already; remove it or choose another name")
+    _, weights = open_folder(source)
+    folder = _claimed_parts(target, source)
+    mine = dict(itertools.islice(safetensors_files.shards_of(weights, shard_bytes).items(), part, None, parts))
+    with _reading(weights, sum(map(len, mine.values()))) as read:
+        for file, shard in mine.items():
+            if not (folder / file).exists():
+                with whole(folder / file) as partial:
+                    safetensors_files.write_file(partial, shard, read)
+    return [*mine]
+
+
+def _claimed_parts(target: Path, source: Path) -> Path:
+    """The folder of a target's parts, made or checked to be of this source as it is now."""
+    folder = target.with_name(target.name + PARTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim, files = folder / "source.json", sorted(file for file in source.rglob("*") if file.is_file())
+    stats = [(str(file.relative_to(source)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    now = {"source": source.resolve().name, "state": hashlib.sha256(repr(stats).encode()).hexdigest()}
+    if not claim.exists():
+        write_json(claim, now)  # by several hosts at once, it is the same
+    elif read_object(claim) != now:
+        raise InputError(f"{folder}: parts of another model, or of this one before it changed, found; remove the folder")
+    return folder
+
+
 def export_hf(
     source: Path, target: Path, shard_bytes: int = safetensors_files.SHARD_BYTES, compare_bytes: int = COMPARE_BYTES
 ) -> dict[str, Any]:
     """Writes a whole Hugging Face folder from a model folder, one tensor at a time, and only if both give the same logits.
+
+    Weight files that hosts have written with ``export_part`` are moved into it.
 
     Args:
       source: a model folder of a language model.
@@ -182,7 +235,8 @@ def export_hf(
     with whole(target) as partial:
         partial.mkdir()
         config, weights = open_folder(source)
-        write_weights(partial, weights, shard_bytes)
+        parts = _claimed_parts(target, source) if target.with_name(target.name + PARTS).exists() else None
+        write_weights(partial, weights, shard_bytes, parts)
         if (source / TOKENIZER_FOLDER).is_dir():
             copy_files(COMPANIONS, source / TOKENIZER_FOLDER, partial)
         special_ids = _special_ids(partial, config)
@@ -204,18 +258,37 @@ def export_hf(
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         }
         write_json(partial / "provenance.json", provenance)
+    if parts is not None:
+        shutil.rmtree(parts)
     return provenance
 
 
-def write_weights(folder: Path, weights: Mapping[str, engine.Weight], shard_bytes: int) -> None:
-    """The weight files of a Hugging Face folder."""
-    with tqdm(total=len(weights), desc="weights", unit="tensor", disable=None) as bar:
+def write_weights(folder: Path, weights: Mapping[str, engine.Weight], shard_bytes: int, parts: Path | None = None) -> None:
+    """The weight files of a Hugging Face folder; those that ``parts`` has already are moved from there."""
+    shards = safetensors_files.shards_of(weights, shard_bytes)
+    written = [file for file in shards if parts is not None and (parts / file).exists()]
+    for file in written:
+        found = {key: (tensor.dtype, tensor.shape) for key, tensor in safetensors_files.read_header(parts / file).items()}
+        if found != {key: (info.dtype, info.shape) for key, info in shards[file].items()}:
+            raise InputError(f"{parts / file}: other tensors found than those of this export; remove {parts}")
+        (parts / file).rename(folder / file)
+    missing = {file: shard for file, shard in shards.items() if file not in written}
+    with _reading(weights, sum(map(len, missing.values()))) as read:
+        for file, shard in missing.items():
+            safetensors_files.write_file(folder / file, shard, read)
+    safetensors_files.write_index(folder, shards)
+
+
+@contextlib.contextmanager
+def _reading(weights: Mapping[str, engine.Weight], count: int) -> Iterator[safetensors_files.Read]:
+    """Reads tensors by name, block by block, beside a bar of ``count``."""
+    with tqdm(total=count, desc="weights", unit="tensor", disable=None) as bar:
 
         def read(key: str) -> Iterator[np.ndarray]:
             bar.update()
             return weights[key].blocks()
 
-        safetensors_files.write_folder(folder, weights, read, shard_bytes)
+        yield read
 
 
 # ---------------------------------------------------------------------------------------------------------------------

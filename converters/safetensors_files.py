@@ -203,21 +203,30 @@ def write_folder(folder: Path, infos: Mapping[str, TensorInfo], read: Read, shar
       read: gives a tensor by name, whole or as blocks of its rows in order; one tensor, or one block, at a time is held.
       shard_bytes: bytes of data a file.
     """
+    shards = shards_of(infos, shard_bytes)
+    for file, shard in shards.items():
+        write_file(folder / file, shard, read)
+    write_index(folder, shards)
+
+
+def shards_of(infos: Mapping[str, TensorInfo], shard_bytes: int) -> dict[str, dict[str, TensorInfo]]:
+    """The files that ``write_folder`` makes, by name: the tensors of each."""
     shards: list[dict[str, TensorInfo]] = [{}]
     for name, info in infos.items():
         if shards[-1] and sum(map(_size, shards[-1].values())) + _size(info) > shard_bytes:
             shards.append({})
         shards[-1][name] = info
     if len(shards) == 1:
-        write_file(folder / SINGLE, shards[0], read)
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / file, shard, read)
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(map(_size, infos.values()))
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        return {SINGLE: shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+
+
+def write_index(folder: Path, shards: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+    """The index of several files; a single one has none."""
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in shards.items() for name in shard}
+        total = sum(_size(info) for shard in shards.values() for info in shard.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _size(info: TensorInfo) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ichigo_jax.errors import InputError
@@ -75,7 +75,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # no axis is as long as some of the torus's axes together
+            return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), MESH_AXES, axis_types=types)
     data, *within = shape
     if data % slices:
         raise InputError(f"mesh axis data of size {data} found with {slices} TPU slices, expected a multiple: they share it out")

@@ -165,6 +165,52 @@ def test_bfloat16_round_trip_in_shards(hf_folders, tmp_path):
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+def test_hosts_that_share_a_disk_write_their_parts_of_one_export(hf_folders, tmp_path, monkeypatch):
+    model, parts = tmp_path / "model", tmp_path / "hf.parts"
+    language_model.import_hf(hf_folders["llama"], model, None)
+    language_model.export_hf(model, tmp_path / "alone", 20_000)
+    every = sorted(path.name for path in (tmp_path / "alone").glob("*.safetensors"))
+    first = language_model.export_part(model, tmp_path / "hf", 0, 3, 20_000)
+    assert first == every[::3] and sorted(path.name for path in parts.iterdir()) == [*first, "source.json"]
+    before = {name: (parts / name).stat().st_mtime_ns for name in first}
+    assert language_model.export_part(model, tmp_path / "hf", 0, 3, 20_000) == first
+    assert before == {name: (parts / name).stat().st_mtime_ns for name in first}, "what is there stays"
+    assert language_model.export_part(model, tmp_path / "hf", 2, 3, 20_000) == every[2::3]
+    read = []
+    monkeypatch.setattr(
+        safetensors_files,
+        "write_file",
+        lambda file, *rest, to=safetensors_files.write_file: read.append(file.name) or to(file, *rest),
+    )
+    language_model.export_hf(model, tmp_path / "hf", 20_000)
+    assert read == every[1::3], "only what no host has written"
+    assert_same_bits(tensors_of(tmp_path / "alone"), tensors_of(tmp_path / "hf"))
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == sorted(
+        path.name for path in (tmp_path / "alone").iterdir()
+    )
+    assert not parts.exists()
+
+
+def test_parts_of_another_state_of_the_model_are_refused(hf_folders, tmp_path, capsys):
+    model = tmp_path / "model"
+    language_model.import_hf(hf_folders["llama"], model, None)
+    assert run("export", model, tmp_path / "hf", "--part", "1/2") == 0
+    assert "1 weight files" in capsys.readouterr().out
+    (file,) = (tmp_path / "hf.parts").glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    assert run("export", model, tmp_path / "hf") == 2 and "truncated" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists() and file.exists()
+    file.write_bytes(whole)
+    (model / "provenance.json").write_text("{}")
+    for arguments in (("--part", "2/2"), ()):
+        assert run("export", model, tmp_path / "hf", *arguments) == 2
+        assert "parts of another model, or of this one before it changed" in capsys.readouterr().err
+    for text in ("0/2", "3/2", "1", "a/b"):
+        assert run("export", model, tmp_path / "hf", "--part", text) == 2
+        assert "expected I/N" in capsys.readouterr().err
+
+
 def test_import_casts_when_asked(hf_folders, tmp_path):
     language_model.import_hf(hf_folders["llama"], tmp_path / "model", "bfloat16")
     expected = hf_model("llama").model.norm.weight.to(torch.bfloat16).float().detach().numpy()
