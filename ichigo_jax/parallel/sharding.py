@@ -73,7 +73,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if math.prod(shape) != len(devices):
         raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {len(devices)}")
     types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         try:
             return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)

@@ -27,7 +27,7 @@ def environment(devices=1):
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": compiled_programs().name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
 
 

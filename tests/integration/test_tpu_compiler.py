@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ichigo_jax.parallel import make_mesh
+from ichigo_jax.planning.chips import topology
 from tests.integration.conftest import REPOSITORY, environment
 
 pytestmark = pytest.mark.tpu
@@ -47,3 +49,9 @@ def test_a_step_too_large_says_by_how_much_and_what_would_fit():
 def test_the_tokenizers_step_fits_eight_small_chips():
     found = plan("configs/speech_tokenizer.py:medium", "v5e:2x4", "--config.train.accumulation=2")
     assert found["fits"] and found["chips"] == 8
+
+
+def test_a_mesh_may_split_an_axis_of_the_torus():
+    mesh = make_mesh({"fsdp": 32, "tensor": 2}, topology("v5p:4x4x4").devices)
+    assert mesh.shape == {"data": 1, "fsdp": 32, "tensor": 2, "context": 1}
+    assert len(set(mesh.devices.flat)) == 64
