@@ -148,8 +148,6 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     check_trackers(config.output)
-    if jax.process_count() > 1 and config.data["evaluation"]:
-        raise InputError("config.data.evaluation found with several processes, expected []: evaluate the saved model on one")
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
