@@ -155,7 +155,6 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     steps, output = config.train.steps, config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
     checkpoints = Checkpoints(workdir / "checkpoints", *kept)
-    first_process = jax.process_index() == 0
     watch = Watch(workdir, output, step_work(task, config, mesh), profile, began)
 
     with jax.set_mesh(mesh), StopSignals() as stop, watch:
@@ -183,7 +182,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
             return step == steps or (every > 0 and step % every == 0)
 
         batches = read_batches(task.examples(), config.train.batch_size, start, mesh)
-        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not first_process)
+        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not hosts.is_first())
         watch.begin(start, resumed.data if resumed is not None else {})
         signal = None
         for step in range(start + 1, steps + 1):
