@@ -147,8 +147,6 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     check_trackers(config.output)
-    if jax.process_count() > 1 and config.data["evaluation"]:
-        raise InputError("config.data.evaluation found with several processes, expected []: evaluate the saved model on one")
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
@@ -213,7 +211,7 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
             return step == steps or (every > 0 and step % every == 0)
 
         batches = read_batches(task.examples(), config.train.batch_size, start + passed.passed_batches, mesh)
-        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=jax.process_index() != 0)
+        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not hosts.is_first())
         watch.begin(start, saved)
         signal = behind = None
         for step in range(start + 1, steps + 1):

@@ -23,7 +23,7 @@ from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.modules import unstack_layers
 from ichigo_jax.models.quantized_weights import Quantization
-from ichigo_jax.parallel import MESH_AXES
+from ichigo_jax.parallel import MESH_AXES, hosts
 from ichigo_jax.storage import read_json
 from ichigo_jax.text import TextTokenizer, encode_chat
 
@@ -215,7 +215,7 @@ class LanguageModel:
         options = generation.Options(
             sampling=checked(Sampling(**sampling)),
             stop_ids=_stops(stop_ids),
-            limits=jnp.asarray(limits, jnp.int32),
+            limits=limits.astype(np.int32),
             key=jax.random.key(seed),
         )
         slots = _bucket(int((lengths + limits).max()))
@@ -275,7 +275,7 @@ def _answers(answer: jax.Array, options: generation.Options, rows: int) -> list[
     """Cuts the rows of int32 [B, S] after their stop token or at their limit."""
     stop_ids = set(np.asarray(options.stop_ids).tolist())
     answers = []
-    for row, limit in zip(np.asarray(answer)[:rows].tolist(), np.asarray(options.limits).tolist()):
+    for row, limit in zip(hosts.whole_array(answer)[:rows].tolist(), np.asarray(options.limits).tolist()):
         stop = next((index + 1 for index, token in enumerate(row[:limit]) if token in stop_ids), limit)
         answers.append(row[:stop])
     return answers

@@ -14,6 +14,7 @@ from ichigo_jax.inference.decoding_options import NON_SPEECH, DecodingOptions, D
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.inference.whisper_decoding import Answers, Start, beam_search, language_logits, sample
 from ichigo_jax.models.whisper import WhisperConfig
+from ichigo_jax.parallel import hosts
 from ichigo_jax.text.whisper import WhisperText
 
 ENGLISH = "en"
@@ -58,7 +59,7 @@ class Transcriber:
             return [ENGLISH] * len(states)
         ids = np.array([self._text.languages[name] for name in names], np.int32)
         logits = _language_logits(self._graphdef, self._state, states, np.int32(self._text.start), ids)
-        return [names[index] for index in np.asarray(logits).argmax(-1)]
+        return [names[index] for index in hosts.whole_array(logits).argmax(-1)]
 
     def __call__(self, states: jax.Array, languages: Sequence[str], numbers: Sequence[int]) -> list[DecodingResult]:
         """Decodes a batch; answers that fail a threshold are tried again, together, at the next temperature.
@@ -101,7 +102,7 @@ class Transcriber:
         else:
             candidates = round(options.beam_size * (options.patience or 1.0))
             answers = _beam_search(self._graphdef, self._state, states, start, *ids, candidates=candidates, **sizes)
-        tokens, logprobs, no_speech = map(np.asarray, answers)
+        tokens, logprobs, no_speech = map(hosts.whole_array, answers)
         return [
             self._likeliest(tokens[row], logprobs[row], language, temperature, float(no_speech[row]))
             for row, language in enumerate(languages)

@@ -82,14 +82,12 @@ def save_model(
     """
     values = flatten_dict(dict(state))
     arrays = {key: jax.ShapeDtypeStruct(np.shape(value), value.dtype) for key, value in values.items()}
-    first = jax.process_index() == 0
-    made = new_model(folder, kind, config, arrays, provenance, tokenizer_folder, replace) if first else contextlib.nullcontext()
-    with made as stores:
+    made = new_model(folder, kind, config, arrays, provenance, tokenizer_folder, replace)
+    with hosts.first_enters(made, f"saved a {kind}") as stores:
         for key, value in values.items():
             for index, piece in pieces(key, value):
-                if first:
+                if stores is not None:
                     stored_arrays.write(stores[key][index], piece)
-    hosts.wait_for_all(f"saved {folder}")
 
 
 def pieces(key: stored_arrays.ArrayPath, value: Any) -> Iterator[tuple[Any, np.ndarray]]:

@@ -7,7 +7,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from ichigo_jax.errors import InputError
 _COUNTS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 _POD_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 _SLICES = "MEGASCALE_COORDINATOR_ADDRESS"
+
+Entered = TypeVar("Entered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,11 @@ def launcher(environment: Mapping[str, str]) -> str | None:
     return "TPU pod" if on_tpu_vm and "TPU_SKIP_MDS_QUERY" not in environment else None
 
 
+def is_first() -> bool:
+    """Whether this is the process that does what is done once: it writes logs, configs and models."""
+    return jax.process_index() == 0
+
+
 def wait_for_all(what: str) -> None:
     """Returns when all processes have come to this point, which ``what`` names."""
     if jax.process_count() > 1:
@@ -75,12 +82,23 @@ def wait_for_all(what: str) -> None:
 @contextlib.contextmanager
 def first_alone(what: str) -> Iterator[None]:
     """The first process goes through the block before the others do, who may find what it left on a disk that they share."""
-    first = jax.process_index() == 0
-    if not first:
+    if not is_first():
         wait_for_all(what)
     yield
-    if first:
+    if is_first():
         wait_for_all(what)
+
+
+@contextlib.contextmanager
+def first_enters(context: contextlib.AbstractContextManager[Entered], what: str) -> Iterator[Entered | None]:
+    """The first process is inside ``context``, while all go through the block together, and leaves it before any goes on.
+
+    Yields:
+      What ``context`` gives, such as a file to write; None for the other processes, which only give their parts of arrays.
+    """
+    with context if is_first() else contextlib.nullcontext() as entered:
+        yield entered
+    wait_for_all(what)
 
 
 def largest(number: int) -> int:

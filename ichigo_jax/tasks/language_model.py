@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -196,7 +195,7 @@ class LanguageModelTask:
         return RowEncoder(format, self.tokenizer, self.data.length, self.objective.predict)
 
     def _rows(self, source: Source, encoder: RowEncoder, workdir: Path) -> Rows:
-        first_process = jax.process_index() == 0
+        first_process = hosts.is_first()
         faults = FaultLog(workdir / "skipped_rows.jsonl" if first_process else None)
         with hosts.first_alone(f"encoded {source.path}"):
             examples = encode_rows(source.path, encoder, workdir / "encoded", faults, progress=first_process)
@@ -276,11 +275,12 @@ class LanguageModelTask:
         """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
         origin = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "sound_form": self.data.sound_form}
         provenance = {**origin, **self.speech_tokenizer}
-        with whole(folder) if jax.process_index() == 0 else contextlib.nullcontext(folder) as partial:
+        with hosts.first_enters(whole(folder), "saved all of a model folder") as partial:
+            target = partial or folder  # of which the other processes make no use
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
-            save_model(partial, KIND, self.model_config, state, provenance, self.tokenizer_folder)
+            save_model(target, KIND, self.model_config, state, provenance, self.tokenizer_folder)
             if self.starting.adapter is not None:
-                lora.save_adapter(partial, self.starting.adapter, lora.trained_state(model), provenance)
+                lora.save_adapter(target, self.starting.adapter, lora.trained_state(model), provenance)
 
     def _merged(self, model: Llama) -> Llama:
         """What training leaves: the model itself, or its adapter added to its weights."""

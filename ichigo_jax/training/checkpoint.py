@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import hosts
 from ichigo_jax.training.state import TrainState
 
 UNREADABLE = ".unreadable"  # what is added to the name of a checkpoint that is damaged
@@ -136,7 +137,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         folder = self._folder / str(step)
-        if jax.process_index() == 0:
+        if hosts.is_first():
             reason = (str(error) or type(error).__name__).splitlines()[0]
             print(f"{folder} cannot be read ({reason:.200}); it is renamed and the one before it taken", file=sys.stderr)
             folder.rename(folder.with_name(folder.name + UNREADABLE))

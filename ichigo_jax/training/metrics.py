@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ichigo_jax.models.modules import cast_params
+from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import whole
 from ichigo_jax.training.trackers import Tracker
 
@@ -34,7 +35,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()):
         self.path, self._trackers = path, trackers
-        self.active = jax.process_index() == 0
+        self.active = hosts.is_first()
         if self.active and path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
             kept = [line for line in lines if json.loads(line)["step"] <= step]

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
-import jax
 from ml_collections import ConfigDict
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, write_json
 
 
@@ -244,7 +244,7 @@ def check_workdir(workdir: Path, config: RunConfig) -> None:
 def claim_workdir(workdir: Path, config: RunConfig) -> None:
     """Writes ``workdir/config.json``, which the first of several processes does."""
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         write_json(workdir / "config.json", _as_json(config))
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import write_json
 from ichigo_jax.training.checkpoint import Checkpoints
 
@@ -61,7 +60,7 @@ def go_back(
     numbers = range(step - skipped + passed.passed_batches, step + passed.passed_batches)
     rows = {number: rows_of_batch(number) for number in numbers}
     path = workdir / "skipped_batches.json"
-    if jax.process_index() == 0:
+    if hosts.is_first():
         write_json(path, [{"batch": number, "rows": found} for number, found in rows.items()])
     source, last = next(iter(rows[numbers[-1]].items()))
     found = (
@@ -74,6 +73,6 @@ def go_back(
     before = checkpoints.go_back_to(step - skipped)
     if before is None:
         raise InputError(f"{found}; there is no checkpoint before them to go back to; {advice}")
-    if jax.process_index() == 0:
+    if hosts.is_first():
         print(f"{found}; going back to step {before} and on with batch {numbers.stop}", file=sys.stderr)
     return Passed(numbers.stop - before, passed.roll_backs + 1)

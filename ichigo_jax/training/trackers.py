@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import jax
-
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, write_json
 from ichigo_jax.training.run_config import OutputConfig, RunConfig
 
@@ -103,7 +102,7 @@ def check_trackers(output: OutputConfig) -> None:
 def make_trackers(config: RunConfig, workdir: Path, step: int) -> list[Tracker]:
     """Those that the config asks for, on the first process; the others have none."""
     trackers: list[Tracker] = []
-    if jax.process_index() == 0:
+    if hosts.is_first():
         if config.output.tensorboard:
             trackers.append(TensorBoard(workdir / "tensorboard", step))
         if config.output.wandb:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import hosts
 from ichigo_jax.training.goodput import Goodput
 from ichigo_jax.training.run_config import OutputConfig
 from ichigo_jax.training.watchdog import Watchdog
@@ -92,7 +93,7 @@ class Watch:
     def begin(self, step: int, kept: Mapping[str, Any]) -> None:
         """The loop goes on from ``step``, whose checkpoint holds ``kept``; 0 and nothing for a new run."""
         path = self._workdir / "goodput.json"
-        self._goodput = Goodput(path, step, kept, self._began, write=jax.process_index() == 0)
+        self._goodput = Goodput(path, step, kept, self._began, write=hosts.is_first())
         self._step = step
         self._new_interval()
 

@@ -1,4 +1,4 @@
-"""Training by two processes that share one run: the same result as one process, stopped, saved and resumed together."""
+"""Two processes that share one training run: the same result as one, evaluated, stopped, saved and resumed together."""
 
 import json
 import os
@@ -8,66 +8,114 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ichigo_jax.models.folder import load_arrays
+from ichigo_jax.storage import write_json
+from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 from tests.integration.conftest import REPOSITORY, environment, run
 from tests.integration.test_train_command import command, metrics, wait_for_step
 
-FEW = ("--config.train.steps=4", "--config.output.checkpoint_every=2", "--config.mesh.data=1", "--config.mesh.fsdp=-1")
+SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=-1")
+FEW = (*SPLIT, "--config.train.steps=4", "--config.output.checkpoint_every=2", "--config.output.evaluate_every=2")
+ANSWERS = {(7, 7, 20): "the light is on", (9, 31): "the door is shut", (10, 11, 12): "seven", (30,): "it rains"}
 
 
-def start_two(corpus_root, workdir, *more):
+def start_two(_, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["bash", "launch/local_processes.sh", *map(str, command(corpus_root, workdir, *more)[1:])]
+    words = ["bash", "launch/local_processes.sh", *map(str, arguments)]
     settings = {**os.environ, **environment(), "PROCESSES": "2", "PORT": str(port), "PYTHON": sys.executable}
     return subprocess.Popen(words, cwd=REPOSITORY, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run_two(*arguments):
-    process = start_two(*arguments)
+def run_two(*command):
+    process = start_two(*command)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
 
 
-def losses(workdir):
-    return [row["loss"] for row in metrics(workdir)]
+def few_steps(corpus_root, workdir):
+    heldout = {"name": "heldout", "path": str(corpus_root / "corpus" / "heldout.jsonl"), "language": "en", "limit": 6}
+    return command(corpus_root, workdir, *FEW, f"--config.data.evaluation={json.dumps([heldout])}")
+
+
+def assert_same_run(one, other):
+    """Losses and arrays up to rounding, evaluations exactly."""
+    for found, expected in zip(metrics(one), metrics(other), strict=True):
+        assert found.keys() == expected.keys() and found["step"] == expected["step"]
+        if "loss" in expected:
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        else:
+            assert found == expected
+    found, expected = load_arrays(one / "model"), load_arrays(other / "model")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=2e-3, err_msg=str(name))
 
 
 @pytest.fixture(scope="module")
 def alone(corpus_root, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    assert run(*command(corpus_root, workdir, *FEW))[0] == 0
+    assert run(*few_steps(corpus_root, workdir))[0] == 0
     return workdir
 
 
 def test_two_processes_are_one_run(corpus_root, alone, tmp_path):
     two = tmp_path / "two"
-    code, _, err = run_two(corpus_root, two, *FEW)
+    code, _, err = run_two(*few_steps(corpus_root, two))
     assert code == 0, err[-3000:]
-    assert [row["step"] for row in metrics(two)] == [1, 2, 3, 4], "one process writes the log"
-    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
-    ours, expected = load_arrays(two / "model"), load_arrays(alone / "model")
-    assert ours.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_allclose(ours[name], expected[name], atol=2e-3, err_msg=str(name))
+    rows = metrics(two)
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4], "one process writes the log"
+    assert 0 < rows[-1]["heldout/cer"] != 1, "some of what was heard is right or wrong, not nothing"
+    assert_same_run(two, alone)
     fingerprints = [json.loads((folder / "model" / "provenance.json").read_text())["fingerprint"] for folder in (two, alone)]
     assert all(len(found) == 16 for found in fingerprints)
 
     # What two processes saved, one goes on from.
+    ours = load_arrays(two / "model")
     (two / "model").rename(tmp_path / "first")
     assert sorted(path.name for path in (two / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
-    assert run(*command(corpus_root, two, *FEW))[0] == 0
+    assert run(*few_steps(corpus_root, two))[0] == 0
     for name, array in load_arrays(two / "model").items():
         np.testing.assert_array_equal(array, ours[name], err_msg=str(name))
 
 
+@pytest.fixture(scope="module")
+def language_root(tmp_path_factory):
+    """A quickstart root from which an adapter is trained: sound tokens and a model that has seen them once."""
+    root = tmp_path_factory.mktemp("language")
+    write_json(root / "speech_tokenizer" / "model" / "provenance.json", {"fingerprint": "0123456789abcdef"})
+    train_llama_tokenizer(ANSWERS.values(), root / "text_tokenizers" / "llama", 300, 33, durations=False)
+    (root / "tokens").mkdir()
+    for name in ("train", "heldout"):
+        rows = [{"tokens": list(codes), "text": answer, "answer": answer} for codes, answer in ANSWERS.items()]
+        pq.write_table(pa.Table.from_pylist(rows), root / "tokens" / f"{name}.parquet")
+    config = f"configs/nano_llama.py:pretrain,smoke,root={root}"
+    code, _, err = run("ichigo_jax.train", "--config", config, "--workdir", root / "pretrain", "--config.train.steps=1")
+    assert code == 0, err[-3000:]
+    return root
+
+
+def test_two_processes_evaluate_and_save_a_language_model_and_its_adapter_like_one(language_root, tmp_path):
+    config = f"configs/nano_llama.py:instruct,lora,smoke,root={language_root}"
+    numbers = {"train.steps": 16, "optimizer.learning_rate": 1e-2}
+    flags = [*SPLIT, *(f"--config.{name}={value}" for name, value in numbers.items())]
+    for runner, name in ((run, "one"), (run_two, "two")):
+        code, _, err = runner("ichigo_jax.train", "--config", config, "--workdir", tmp_path / name, *flags)
+        assert code == 0, err[-3000:]
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert metrics(tmp_path / "two")[-1]["heldout/answers_exact"] == 1, "it has learned to listen"
+    assert (tmp_path / "two" / "model" / "adapter" / "params").is_dir()
+
+
 @pytest.mark.slow
 def test_a_signal_stops_both_after_the_same_step_and_both_go_on(corpus_root, tmp_path):
-    workdir, longer = tmp_path / "run", (*FEW[2:], "--config.train.steps=40", "--config.output.checkpoint_every=0")
-    process = start_two(corpus_root, workdir, *longer)
+    workdir, longer = tmp_path / "run", (*SPLIT, "--config.train.steps=40", "--config.output.checkpoint_every=0")
+    process = start_two(*command(corpus_root, workdir, *longer))
     wait_for_step(workdir, 3, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=200)
@@ -76,11 +124,11 @@ def test_a_signal_stops_both_after_the_same_step_and_both_go_on(corpus_root, tmp
     assert len(stopped) == 1 and out.count("stopped at step") == 2
     (step,) = map(int, stopped)
     assert (workdir / "checkpoints" / str(step)).is_dir() and 3 <= step < 40
-    code, _, err = run_two(corpus_root, workdir, *longer)
+    code, _, err = run_two(*command(corpus_root, workdir, *longer))
     assert code == 0, err[-3000:]
     assert [row["step"] for row in metrics(workdir)] == list(range(1, 41))
 
 
 def test_one_that_fails_ends_all(corpus_root, tmp_path):
-    code, _, err = run_two(corpus_root, tmp_path / "run", "--config.train.batch_size=7")
+    code, _, err = run_two(*command(corpus_root, tmp_path / "run", "--config.train.batch_size=7"))
     assert code == 2 and "error: train.batch_size 7 found, expected a multiple of the 2 devices" in err
