@@ -32,7 +32,7 @@ from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.tasks.model_flops import step_work
 from ichigo_jax.training import run_config
-from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.checkpoint import Checkpoints, check_address
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
@@ -144,10 +144,11 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     """
     began = time.time()
     run_config.check_workdir(workdir, config)
-    if (workdir / "model").exists():
+    if hosts.largest((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     check_trackers(config.output)
+    check_address(config.output.checkpoints_in)
     if jax.process_count() > 1 and config.data["evaluation"]:
         raise InputError("config.data.evaluation found with several processes, expected []: evaluate the saved model on one")
     mesh = make_mesh(vars(config.mesh))
@@ -156,7 +157,9 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     steps, output = config.train.steps, config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
-    checkpoints = Checkpoints(workdir / "checkpoints", *kept)
+    where = output.checkpoints_in or workdir / "checkpoints"
+    checkpoints = Checkpoints(where, *kept)
+    belongs = {"config": run_config.as_json(config), "sizes": task.data_sizes()}  # to every checkpoint
     first_process = jax.process_index() == 0
     watch = Watch(workdir, output, step_work(task, config, mesh), profile, began)
 
@@ -167,7 +170,10 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
         start, resumed = 0, checkpoints.restore(program.state)
         if resumed is not None:
-            check_data_sizes(resumed.data["sizes"], task.data_sizes(), accept_changed_data)
+            if "config" in resumed.data:  # older checkpoints lack it, but they all lie in their run's workdir
+                what = f"{where}: another config wrote these checkpoints"
+                run_config.check_same(resumed.data["config"], config, what, "choose another output.checkpoints_in")
+            check_data_sizes(resumed.data["sizes"], belongs["sizes"], accept_changed_data)
             start, state = resumed.step, resumed.state
         elif config.init_from is not None:
             state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
@@ -213,7 +219,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
             signal = stop.anywhere()
             if due(output.checkpoint_every, step) or signal:
                 with watch.apart("saving", state):
-                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **watch.kept()}, measured)
+                    checkpoints.save(state, step, {**belongs, **watch.kept()}, measured)
             if signal:
                 break
         progress.close()

@@ -89,7 +89,7 @@ def save_model(
             for index, piece in pieces(key, value):
                 if first:
                     stored_arrays.write(stores[key][index], piece)
-    hosts.wait_for_all(f"saved {folder}")
+    hosts.wait_for_all(f"saved {kind}")  # the folder may have another name on each
 
 
 def pieces(key: stored_arrays.ArrayPath, value: Any) -> Iterator[tuple[Any, np.ndarray]]:

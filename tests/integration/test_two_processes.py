@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ichigo_jax.models.folder import load_arrays
+from ichigo_jax.storage import write_json
+from ichigo_jax.text import train_llama_tokenizer
 from tests.integration.conftest import REPOSITORY, environment, run
 from tests.integration.test_train_command import command, metrics, wait_for_step
 
@@ -18,10 +22,14 @@ FEW = ("--config.train.steps=4", "--config.output.checkpoint_every=2", "--config
 
 
 def start_two(corpus_root, workdir, *more):
+    return launch_two(command(corpus_root, workdir, *more)[1:])
+
+
+def launch_two(arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["bash", "launch/local_processes.sh", *map(str, command(corpus_root, workdir, *more)[1:])]
+    words = ["bash", "launch/local_processes.sh", *map(str, arguments)]
     settings = {**os.environ, **environment(), "PROCESSES": "2", "PORT": str(port), "PYTHON": sys.executable}
     return subprocess.Popen(words, cwd=REPOSITORY, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -62,6 +70,20 @@ def test_two_processes_are_one_run(corpus_root, alone, tmp_path):
     assert run(*command(corpus_root, two, *FEW))[0] == 0
     for name, array in load_arrays(two / "model").items():
         np.testing.assert_array_equal(array, ours[name], err_msg=str(name))
+
+
+def test_two_processes_save_a_language_model(tmp_path):
+    root, workdir = tmp_path / "root", tmp_path / "run"
+    train_llama_tokenizer(["turn on the light"], root / "text_tokenizers" / "llama", 300, sound_codes=8, durations=False)
+    write_json(root / "speech_tokenizer" / "model" / "provenance.json", {"fingerprint": "0123456789abcdef"})
+    (root / "tokens").mkdir()
+    rows = [{"tokens": [number % 8, 5], "text": "on"} for number in range(16)]
+    pq.write_table(pa.Table.from_pylist(rows), root / "tokens" / "train.parquet")
+    config = f"configs/nano_llama.py:smoke,root={root}"
+    process = launch_two(["--config", config, "--workdir", workdir, "--config.train.steps=2", "--config.data.length=48"])
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    assert json.loads((workdir / "model" / "config.json").read_text())["kind"] == "language_model"
 
 
 @pytest.mark.slow
