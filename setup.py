@@ -29,6 +29,7 @@ EXTRAS = {
     ],
     "tensorboard": [TENSORBOARD],
     "wandb": ["wandb>=0.19"],
+    "gcs": ["gcsfs>=2026.9"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
 }

@@ -96,6 +96,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "checkpoints_kept": 2,
                 "checkpoint_kept_every": 0,
                 "checkpoint_best": config_dict.placeholder(str),
+                "checkpoints_in": config_dict.placeholder(str),
                 "tensorboard": False,
                 "wandb": config_dict.placeholder(str),
                 "stall_seconds": 0.0,

@@ -32,7 +32,7 @@ from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.tasks.model_flops import step_work
 from ichigo_jax.training import run_config
-from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.checkpoint import Checkpoints, check_address
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
@@ -143,10 +143,11 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     """
     began = time.time()
     run_config.check_workdir(workdir, config)
-    if (workdir / "model").exists():
+    if hosts.largest((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     check_trackers(config.output)
+    check_address(config.output.checkpoints_in)
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
@@ -185,7 +186,9 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
     config, workdir, task, mesh, program, accept_changed_data = run
     steps, output = config.train.steps, config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
-    checkpoints = Checkpoints(workdir / "checkpoints", *kept)
+    where = output.checkpoints_in or workdir / "checkpoints"
+    checkpoints = Checkpoints(where, *kept)
+    belongs = {"config": run_config.as_json(config), "sizes": task.data_sizes()}  # to every checkpoint
 
     with watch:
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
@@ -193,7 +196,10 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
         start, saved, resumed = 0, {}, checkpoints.restore(program.state)
         if resumed is not None:
             start, state, saved = resumed
-            check_data_sizes(saved["sizes"], task.data_sizes(), accept_changed_data)
+            if "config" in saved:  # older checkpoints lack it, but they all lie in their run's workdir
+                what = f"{where}: another config wrote these checkpoints"
+                run_config.check_same(saved["config"], config, what, "choose another output.checkpoints_in")
+            check_data_sizes(saved["sizes"], belongs["sizes"], accept_changed_data)
         elif config.init_from is not None:
             state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
         else:
@@ -240,7 +246,7 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
             signal = stop.anywhere()
             if due(output.checkpoint_every, step) or signal:
                 with watch.apart("saving", state):
-                    checkpoints.save(state, step, {"sizes": task.data_sizes(), **passed._asdict(), **watch.kept()}, measured)
+                    checkpoints.save(state, step, {**belongs, **passed._asdict(), **watch.kept()}, measured)
             if signal:
                 break
         progress.close()

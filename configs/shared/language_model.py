@@ -159,6 +159,7 @@ def stage(
                 "checkpoints_kept": 3,
                 "checkpoint_kept_every": 0,
                 "checkpoint_best": config_dict.placeholder(str),
+                "checkpoints_in": config_dict.placeholder(str),
                 "tensorboard": False,
                 "wandb": config_dict.placeholder(str),
                 "stall_seconds": 0.0,

@@ -1,8 +1,15 @@
-"""Checkpoints of a run: written aside, renamed when whole, the newest kept until a newer one is whole (Orbax)."""
+"""Checkpoints of a run: taken only when whole, the newest kept until a newer one is whole (Orbax).
+
+In a folder one is written aside and renamed when it is whole. A bucket has no such rename: there it is written in its place,
+and the file ``COMMIT`` is added when it is whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import itertools
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +23,37 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import hosts
 from ichigo_jax.training.state import TrainState
 
+BUCKET = "gs://"  # how the address of a folder in a bucket begins
+COMMIT = "commit_success.txt"  # the file that Orbax adds to a checkpoint in a bucket when it is whole
 UNREADABLE = ".unreadable"  # what is added to the name of a checkpoint that is damaged
+
+
+def check_address(address: str | None) -> None:
+    """Refuses an ``output.checkpoints_in`` that cannot be used, before anything else is done for the run.
+
+    Raises:
+      InputError: neither a folder nor gs://BUCKET/FOLDER, the package that reaches buckets is missing, or the bucket cannot be
+        reached.
+    """
+    scheme, separator, rest = (address or "").partition("://")
+    if not separator:
+        return
+    found = f"output.checkpoints_in {address!r} found"
+    bucket, _, folder = rest.partition("/")
+    if scheme + separator != BUCKET or not bucket or not folder.strip("/"):
+        raise InputError(f"{found}, expected a folder or gs://BUCKET/FOLDER; mount a bucket of another kind as a folder")
+    if set("*?[") & set(folder):
+        raise InputError(f"{found}, expected a name without * ? [ in it: gcsfs takes them for patterns, also when it deletes")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(f"{found} without the package gcsfs; run: pip install gcsfs, or choose a folder")
+    from fsspec.config import conf
+    from google.cloud import storage
+
+    conf.setdefault("gcs", {})["use_listings_cache"] = False  # it knows nothing of what tensorstore and others write
+    try:
+        storage.Client().get_bucket(bucket)
+    except Exception as error:  # of the network, of credentials, of the bucket's rights: each library's own
+        raise InputError(f"{found}, but the bucket cannot be reached: {_reason(error)}") from error
 
 
 class Resumed(NamedTuple):
@@ -28,16 +65,16 @@ class Resumed(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one run.
 
     Args:
-      folder: ``WORKDIR/checkpoints``.
+      folder: where they lie, or gs://BUCKET/FOLDER, which ``check_address`` has seen.
       kept: how many of the newest are kept.
       keep_every: a checkpoint whose step is a multiple of it is kept for good; 0: none is.
       best: a metric whose lowest value keeps its checkpoint, its highest after "-"; None: none does.
     """
 
-    def __init__(self, folder: Path, kept: int, keep_every: int, best: str | None):
+    def __init__(self, folder: str | os.PathLike, kept: int, keep_every: int, best: str | None):
         policies = [managers.LatestN(kept)]
         if keep_every:
             policies.append(managers.EveryNSteps(keep_every))
@@ -46,15 +83,23 @@ class Checkpoints:
         if best:
             lowest = not best.startswith("-")
             policies.append(managers.BestN(get_metric_fn=value, reverse=lowest, n=1, keep_checkpoints_without_metrics=False))
+        in_bucket = str(folder).startswith(BUCKET)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             best_fn=value if best else None,  # so that metrics are saved
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not in_bucket,  # of a bucket's folder that would remove whatever is no checkpoint
         )
-        self._folder = folder.absolute()
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._faults = Exception if in_bucket else (OSError, ValueError)  # each library below has its own for a network
+        with self._told_of_faults(f"{folder}: checkpoints cannot be listed"):
+            where = folder if in_bucket else Path(folder).absolute()
+            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers)
+            self._folder = self._manager.directory
+            if in_bucket and hosts.is_first() and self._folder.exists():
+                for path in self._folder.iterdir():
+                    if path.name.isdigit() and not (path / COMMIT).exists():
+                        path.rmtree()
 
     def save(self, state: TrainState, step: int, data: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         """Saves in the background.
@@ -70,7 +115,7 @@ class Checkpoints:
         """
         if step not in self._manager.all_steps():
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), data=ocp.args.JsonSave(data))
-            with self._told_of_faults():
+            with self._told_of_faults(self._not_written):
                 ranked = {self._best: float(metrics[self._best])} if self._best in metrics else None
                 self._manager.save(step, args=arguments, metrics=ranked)
 
@@ -81,7 +126,7 @@ class Checkpoints:
 
         Raises:
           InputError: what was saved is of other shapes, so the workdir belongs to another model; or there are checkpoints
-            and none can be read.
+            and none can be read; or a damaged one cannot be renamed.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -106,13 +151,14 @@ class Checkpoints:
         Raises:
           InputError: as ``save``.
         """
-        with self._told_of_faults():
+        with self._told_of_faults(self._not_written):
             self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps())
         if not steps or steps[0] > step:
             return None
-        for later in (found for found in steps if found > step):
-            self._manager.delete(later)
+        with self._told_of_faults(f"{self._folder}: checkpoints after step {step} cannot be removed"):
+            for later in (found for found in steps if found > step):
+                self._manager.delete(later)
         return max(found for found in steps if found <= step)
 
     def close(self) -> None:
@@ -121,7 +167,7 @@ class Checkpoints:
         Raises:
           InputError: as ``save``.
         """
-        with self._told_of_faults():
+        with self._told_of_faults(self._not_written):
             self._manager.wait_until_finished()
         self._manager.close()
 
@@ -138,21 +184,29 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         folder = self._folder / str(step)
         if hosts.is_first():
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f"{folder} cannot be read ({reason:.200}); it is renamed and the one before it taken", file=sys.stderr)
-            folder.rename(folder.with_name(folder.name + UNREADABLE))
+            print(f"{folder} cannot be read ({_reason(error)}); it is renamed and the one before it taken", file=sys.stderr)
+            names = (folder.with_name(f"{folder.name}{UNREADABLE}{number or ''}") for number in itertools.count())
+            with self._told_of_faults(f"{folder} cannot be read and cannot be renamed"):
+                folder.rename(next(name for name in names if not name.exists()))
+        hosts.wait_for_all(f"checkpoint {step} is set aside")
         self._manager.reload()
 
+    @property
+    def _not_written(self) -> str:
+        return f"{self._folder}: a checkpoint could not be written; the same command goes on from the newest, which is whole"
+
     @contextlib.contextmanager
-    def _told_of_faults(self) -> Iterator[None]:
+    def _told_of_faults(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{self._folder}: a checkpoint could not be written: {reason:.300}; those before it are whole, and the same "
-                "command goes on from the newest when there is room"
-            ) from error
+        except InputError:
+            raise
+        except self._faults as error:
+            raise InputError(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

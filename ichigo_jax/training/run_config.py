@@ -121,6 +121,7 @@ class OutputConfig:
       checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
       checkpoint_best: a metric that is logged at the steps of checkpoints ("heldout/wer", "loss"): the checkpoint with the lowest
         stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
+      checkpoints_in: the folder of the checkpoints, which all hosts share, or "gs://BUCKET/FOLDER"; None: WORKDIR/checkpoints.
       tensorboard: whether metrics also go to event files in the workdir.
       wandb: the Weights & Biases project that metrics also go to, or None.
       stall_seconds: without a finished step after which the stacks of the run are printed; 0: never.
@@ -132,6 +133,7 @@ class OutputConfig:
     checkpoints_kept: int
     checkpoint_kept_every: int
     checkpoint_best: str | None
+    checkpoints_in: str | None
     tensorboard: bool
     wandb: str | None
     stall_seconds: float
@@ -228,28 +230,42 @@ def check_workdir(workdir: Path, config: RunConfig) -> None:
       InputError: another config started this workdir; the message names the fields that differ.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return
-    before, now = dict(_flat(read_json(path))), dict(_flat(_as_json(config)))
+    if path.exists():
+        check_same(read_json(path), config, f"{workdir}: another config started this workdir", "choose another --workdir")
+
+
+def check_same(before: Mapping[str, Any], config: RunConfig, what: str, remedy: str) -> None:
+    """Refuses to go on with what another run began.
+
+    Args:
+      before: the config of the run that began it (``as_json``).
+      config: of this run.
+      what: begins the message.
+      remedy: ends it, before "or undo this".
+
+    Raises:
+      InputError: a field that may not change differs; the message names those that do.
+    """
+    was, now = dict(_flat(before)), dict(_flat(as_json(config)))
     changed = [
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
     ]
     if changed:
-        found = "; ".join(changed[:8])
-        raise InputError(f"{workdir}: another config started this workdir ({found}); choose another --workdir or undo this")
+        raise InputError(f"{what} ({'; '.join(changed[:8])}); {remedy} or undo this")
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """All of the config, as ``config.json`` and checkpoints hold it."""
+    return json.loads(json.dumps(configuration.to_dict(config)))
 
 
 def claim_workdir(workdir: Path, config: RunConfig) -> None:
     """Writes ``workdir/config.json``, which the first of several processes does."""
     workdir.mkdir(parents=True, exist_ok=True)
     if hosts.is_first():
-        write_json(workdir / "config.json", _as_json(config))
-
-
-def _as_json(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(configuration.to_dict(config)))
+        write_json(workdir / "config.json", as_json(config))
 
 
 def _run_file(path: Path, argument: str) -> ConfigDict:

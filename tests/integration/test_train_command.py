@@ -85,14 +85,16 @@ def test_a_finished_run_is_left_as_it_is(corpus_root, uninterrupted):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_current_step_and_the_same_command_goes_on(corpus_root, uninterrupted, tmp_path, number, code):
-    process = start(*command(corpus_root, tmp_path / "run"))
+    elsewhere = f"--config.output.checkpoints_in={tmp_path / 'elsewhere'}"
+    process = start(*command(corpus_root, tmp_path / "run", elsewhere))
     wait_for_step(tmp_path / "run", 5, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     stopped = int(out.split("stopped at step ")[1].split()[0])
-    assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir() and stopped < 12
-    assert run(*command(corpus_root, tmp_path / "run"))[0] == 0
+    assert (tmp_path / "elsewhere" / str(stopped)).is_dir() and stopped < 12
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert run(*command(corpus_root, tmp_path / "run", elsewhere))[0] == 0
     assert_same_model(uninterrupted, tmp_path / "run")
     assert metrics_without_times(tmp_path / "run") == metrics_without_times(uninterrupted)
 
@@ -196,6 +198,12 @@ def test_resumes_on_another_mesh(corpus_root, uninterrupted, tmp_path):
 def test_a_workdir_of_another_config_is_refused(corpus_root, uninterrupted):
     code, _, err = run(*command(corpus_root, uninterrupted, "--config.seed=1"))
     assert code == 2 and err.startswith("error: ") and "seed was 0, now 1" in err and err.count("\n") == 1
+
+
+def test_checkpoints_of_another_config_are_refused(corpus_root, uninterrupted, tmp_path):
+    of_another = f"--config.output.checkpoints_in={uninterrupted / 'checkpoints'}"
+    code, _, err = run(*command(corpus_root, tmp_path / "run", of_another, "--config.seed=1"))
+    assert code == 2 and "another config wrote these checkpoints (seed was 0, now 1); choose another" in err
 
 
 @pytest.mark.parametrize(

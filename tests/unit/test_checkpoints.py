@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training import checkpoint
+from ichigo_jax.training.checkpoint import Checkpoints, check_address
 from ichigo_jax.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,29 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(damage, tmp_
     assert "6 cannot be read" in capsys.readouterr().err
     assert (tmp_path / "6.unreadable").is_dir() and not (tmp_path / "6").exists(), "nothing is destroyed"
     assert saved(tmp_path, (6, 8)) == [2, 4, 6, 8], "and the run goes on over it"
+
+
+def test_one_that_is_damaged_again_is_set_aside_under_another_name(tmp_path):
+    saved(tmp_path, (2, 4))
+    (tmp_path / "4.unreadable").mkdir()
+    (tmp_path / "4.unreadable" / "kept").touch()
+    for path in (tmp_path / "4" / "state").rglob("d/*"):
+        path.unlink()
+    assert resume(tmp_path).step == 2
+    assert (tmp_path / "4.unreadable" / "kept").exists() and (tmp_path / "4.unreadable1" / "state").is_dir()
+
+
+def test_an_address_that_cannot_be_used_is_refused_in_one_line(monkeypatch):
+    check_address(None)
+    check_address("some/folder")
+    for address in ("s3://bucket/folder", "gs://bucket", "gs://bucket/", "gs:///folder", "https://host/folder"):
+        with pytest.raises(InputError, match=f"{address!r} found, expected a folder or gs://BUCKET/FOLDER"):
+            check_address(address)
+    with pytest.raises(InputError, match=r"without \* \? \["):
+        check_address("gs://bucket/run*")
+    monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="without the package gcsfs; run: pip install gcsfs, or choose a folder"):
+        check_address("gs://bucket/folder")
 
 
 def test_when_none_can_be_read_nothing_is_begun_anew(tmp_path):
