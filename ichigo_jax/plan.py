@@ -47,9 +47,9 @@ class Plan:
     Attributes:
       parameters: of the model, trained and frozen.
       fits: whether a chip holds it; None where its memory is not known.
-      peak_bytes_per_chip: the state and the batch, what the step needs beside them, and the program itself.
+      peak_bytes_per_chip: at the moment when the step needs most.
       argument_bytes_per_chip: of these, the state and the batch.
-      temporary_bytes_per_chip: of these, what the step needs beside them.
+      temporary_bytes_per_chip: of these, all else, the program among it.
       flops_per_step: of all chips together, what is computed anew counted again.
       collective_bytes_per_step: sent by a chip, by kind.
       memory_bytes_per_step: between a chip's cores and its main memory.
@@ -110,9 +110,10 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
             f"{slice.name}: this JAX cannot read what the compiler made ({_first_sentence(error)}); install the libtpu that "
             "belongs to it: pip install 'jax[tpu]'"
         ) from None
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = arguments + temporary + new_outputs + memory.generated_code_size_in_bytes
+    arguments, code = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
+    together = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # Not all of it is needed at once; a compiler that knows how much is says so, and says 0 otherwise.
+    peak = (getattr(memory, "peak_memory_in_bytes", 0) or together) + code
     chip, chips = slice.chip, mesh.size
     collectives, traffic = moved.collective_bytes(), moved.memory_bytes()
     seconds_of = step = None
@@ -135,7 +136,7 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
         fits=None if chip is None else peak <= chip.memory,
         peak_bytes_per_chip=peak,
         argument_bytes_per_chip=arguments,
-        temporary_bytes_per_chip=temporary,
+        temporary_bytes_per_chip=peak - arguments,
         flops_per_step=flops,
         collective_bytes_per_step=collectives,
         memory_bytes_per_step=traffic,
