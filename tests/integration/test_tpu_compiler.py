@@ -1,6 +1,7 @@
 """What the TPU compiler makes of the real steps, on a machine without a TPU. Run with ``-m tpu`` where libtpu is installed."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,12 +43,8 @@ def test_a_step_too_large_says_by_how_much_and_what_would_fit():
     words = [sys.executable, "-m", "ichigo_jax.plan", "--config", "configs/llama_pretrain.py:8b", "--topology", "v5e:2x2"]
     machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     result = subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
-    assert result.returncode == 2 and "xceeded" in result.stderr and "--search" in result.stderr, result.stderr[-2000:]
-
-
-def test_the_tokenizers_step_fits_eight_small_chips():
-    found = plan("configs/speech_tokenizer.py:medium", "v5e:2x4", "--config.train.accumulation=2")
-    assert found["fits"] and found["chips"] == 8
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert re.search(r"error: v5e:2x2: .*memory.* [0-9.]+G", result.stderr) and "--search" in result.stderr, result.stderr[-2000:]
 
 
 def test_a_mesh_may_split_an_axis_of_the_torus():
