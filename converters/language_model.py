@@ -198,9 +198,13 @@ def export_part(
     return [*mine]
 
 
+def _parts_folder(target: Path) -> Path:
+    return target.with_name(target.name + PARTS)
+
+
 def _claimed_parts(target: Path, source: Path) -> Path:
     """The folder of a target's parts, made or checked to be of this source as it is now."""
-    folder = target.with_name(target.name + PARTS)
+    folder = _parts_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
     claim, files = folder / "source.json", sorted(file for file in source.rglob("*") if file.is_file())
     stats = [(str(file.relative_to(source)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -235,7 +239,7 @@ def export_hf(
     with whole(target) as partial:
         partial.mkdir()
         config, weights = open_folder(source)
-        parts = _claimed_parts(target, source) if target.with_name(target.name + PARTS).exists() else None
+        parts = _claimed_parts(target, source) if _parts_folder(target).exists() else None
         write_weights(partial, weights, shard_bytes, parts)
         if (source / TOKENIZER_FOLDER).is_dir():
             copy_files(COMPANIONS, source / TOKENIZER_FOLDER, partial)

@@ -196,9 +196,8 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
         start, saved, resumed = 0, {}, checkpoints.restore(program.state)
         if resumed is not None:
             start, state, saved = resumed
-            if "config" in saved:  # older checkpoints lack it, but they all lie in their run's workdir
-                what = f"{where}: another config wrote these checkpoints"
-                run_config.check_same(saved["config"], config, what, "choose another output.checkpoints_in")
+            what = f"{where}: another config wrote these checkpoints"
+            run_config.check_same(saved["config"], config, what, "choose another output.checkpoints_in")
             check_data_sizes(saved["sizes"], belongs["sizes"], accept_changed_data)
         elif config.init_from is not None:
             state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))

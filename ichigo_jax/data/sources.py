@@ -19,6 +19,10 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+
+class MadeOfRows(Protocol):
+    """Examples that know what they are made of."""
+
     def members(self, index: int) -> list[int]:
         """Which rows of its data an example is made of, from 0."""
 
@@ -38,11 +42,10 @@ class NumberedExamples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._examples[index], SOURCE: self._number}
 
-    def members(self, index: int) -> list[int]:
-        return self._examples.members(index)
 
-
-def rows_of_places(places: Sequence[tuple[int, int]], sources: Sequence[Examples], paths: Sequence[str]) -> dict[str, list[int]]:
+def rows_of_places(
+    places: Sequence[tuple[int, int]], sources: Sequence[MadeOfRows], paths: Sequence[str]
+) -> dict[str, list[int]]:
     """For each source's path the rows that examples, as (source, index), are made of."""
     rows: dict[str, list[int]] = {}
     for source, index in places:

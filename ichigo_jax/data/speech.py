@@ -69,7 +69,7 @@ class SpeechExamples:
 
     A clip that cannot be decoded or is longer than the context, or whose text does not fit, goes to ``faults`` and is left
     out; where nothing is left, silence of no samples without targets comes back, so that the batch keeps its shape and order.
-    When that happens to ``MOST_UNUSABLE`` clips and to none between them, as when a disk is gone, asking for one more raises
+    The last of ``MOST_UNUSABLE`` such clips with none between them that can be used, as when a disk is gone, raises
     ``InputError``.
 
     Args:

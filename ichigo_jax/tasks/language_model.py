@@ -18,10 +18,8 @@ from ichigo_jax import configuration
 from ichigo_jax.data.encoded import EncodedExamples, encode_rows
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.language import Rows, pack
-from ichigo_jax.data.loading import places_in_batch, training_examples
 from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
-from ichigo_jax.data.sources import numbered, rows_of_places
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
@@ -31,7 +29,7 @@ from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, whole
-from ichigo_jax.tasks.mixture import source_metrics, source_report, source_shapes, source_totals
+from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.chat import SoundCodes
 from ichigo_jax.text.tokenizer import TextTokenizer
@@ -229,17 +227,10 @@ class LanguageModelTask:
         return self.config.train.batch_size * self.data.length
 
     def examples(self) -> grain.MapDataset:
-        sources = [grain.MapDataset.source(rows) for rows in numbered(self._sources)]
-        return training_examples(sources, self._weights, self.config.seed)
-
-    @property
-    def _weights(self) -> list[float]:
-        return [source.weight for source in self.data.sources]
+        return mixed_examples(self._sources, self.data, self.config)
 
     def rows_of_batch(self, number: int) -> dict[str, list[int]]:
-        size, seed = self.config.train.batch_size, self.config.seed
-        places = places_in_batch(self.data_sizes(), self._weights, seed, size, number)
-        return rows_of_places(places, self._sources, [source.path for source in self.data.sources])
+        return mixed_rows(self._sources, self.data, self.config, number)
 
     def data_sizes(self) -> list[int]:
         return [len(rows) for rows in self._sources]

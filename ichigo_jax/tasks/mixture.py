@@ -1,18 +1,35 @@
-"""The loss of each source of a mixture, beside the loss of the whole batch."""
+"""Several sources as one: what is drawn from them, and the loss of each beside the loss of the whole batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 
-from ichigo_jax.data.loading import IGNORE
-from ichigo_jax.data.sources import SOURCE, source_names
+from ichigo_jax.data.loading import IGNORE, places_in_batch, training_examples
+from ichigo_jax.data.sources import SOURCE, numbered, rows_of_places, source_names
 from ichigo_jax.tasks.task import Scalars
+from ichigo_jax.training.run_config import RunConfig
 
 LOSSES, TARGETS = "source_losses", "source_targets"
+
+
+def mixed_examples(sources: Sequence[Any], data: Any, config: RunConfig) -> grain.MapDataset:
+    """``task.Task.examples`` of ``sources``, in the proportion of the weights in ``data.sources``."""
+    return training_examples([grain.MapDataset.source(source) for source in numbered(sources)], _weights(data), config.seed)
+
+
+def mixed_rows(sources: Sequence[Any], data: Any, config: RunConfig, number: int) -> dict[str, list[int]]:
+    """``task.Task.rows_of_batch`` of what ``mixed_examples`` draws."""
+    places = places_in_batch([len(source) for source in sources], _weights(data), config.seed, config.train.batch_size, number)
+    return rows_of_places(places, sources, [source.path for source in data.sources])
+
+
+def _weights(data: Any) -> list[float]:
+    return [source.weight for source in data.sources]
 
 
 def source_shapes(sources: Sequence[Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

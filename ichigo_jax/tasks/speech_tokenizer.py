@@ -21,8 +21,6 @@ from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
-from ichigo_jax.data.loading import places_in_batch, training_examples
-from ichigo_jax.data.sources import numbered, rows_of_places
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
@@ -34,7 +32,7 @@ from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizer
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import replicated
 from ichigo_jax.storage import read_json
-from ichigo_jax.tasks.mixture import source_metrics, source_report, source_shapes, source_totals
+from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal
 from ichigo_jax.text.whisper import WhisperText
 from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum, token_cross_entropy
@@ -184,17 +182,10 @@ class SpeechTokenizerTask:
         return self.config.train.batch_size * self.model_config.quantizer.code_positions
 
     def examples(self) -> grain.MapDataset:
-        sources = [grain.MapDataset.source(source) for source in numbered(self._sources)]
-        return training_examples(sources, self._weights, self.config.seed)
-
-    @property
-    def _weights(self) -> list[float]:
-        return [source.weight for source in self.data.sources]
+        return mixed_examples(self._sources, self.data, self.config)
 
     def rows_of_batch(self, number: int) -> dict[str, list[int]]:
-        size, seed = self.config.train.batch_size, self.config.seed
-        places = places_in_batch(self.data_sizes(), self._weights, seed, size, number)
-        return rows_of_places(places, self._sources, [source.path for source in self.data.sources])
+        return mixed_rows(self._sources, self.data, self.config, number)
 
     def data_sizes(self) -> list[int]:
         return [len(source) for source in self._sources]

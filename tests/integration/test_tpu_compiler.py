@@ -16,17 +16,27 @@ pytest.importorskip("libtpu", reason="pip install 'jax[tpu]'")
 GIB = 1 << 30
 
 
-def plan(config, topology, *overrides):
-    words = [sys.executable, "-m", "ichigo_jax.plan", "--config", config, "--topology", topology, "--json", *overrides]
+def run_plan(topology, *overrides, slice="v5litepod-16"):
+    """Plans the pre-training of 8B in a process of its own."""
+    words = [
+        sys.executable,
+        "-m",
+        "ichigo_jax.plan",
+        "--config",
+        "configs/llama_pretrain.py:8b",
+        "--topology",
+        topology,
+        *overrides,
+    ]
     # The compiler asks the TPU's metadata server for what these say.
-    machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
-    result = subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout)
+    machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": slice}
+    return subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
 
 
 def test_an_8b_step_sends_what_fsdp_needs():
-    found = plan("configs/llama_pretrain.py:8b", "v5p:2x2x4", "--config.train.accumulation=1")
+    result = run_plan("v5p:2x2x4", "--json", "--config.train.accumulation=1")
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout)
     assert found["chips"] == 16 and found["mesh"]["fsdp"] == 16
     assert found["fits"] and 8 * GIB < found["peak_bytes_per_chip"] < 40 * GIB
     # The weights are gathered in bfloat16 forwards and backwards, and their gradients scattered.
@@ -40,9 +50,7 @@ def test_an_8b_step_sends_what_fsdp_needs():
 
 
 def test_a_step_too_large_says_by_how_much_and_what_would_fit():
-    words = [sys.executable, "-m", "ichigo_jax.plan", "--config", "configs/llama_pretrain.py:8b", "--topology", "v5e:2x2"]
-    machine = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    result = subprocess.run(words, cwd=REPOSITORY, env={**environment(), **machine}, capture_output=True, text=True)
+    result = run_plan("v5e:2x2", slice="v5litepod-4")
     assert result.returncode == 2 and "--search" in result.stderr, result.stderr[-2000:]
     assert re.search(r"error: v5e:2x2: .*memory.*\b[0-9.]+G", result.stderr), result.stderr[-2000:]
 
