@@ -90,16 +90,20 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=not in_bucket,  # of a bucket's folder that would remove whatever is no checkpoint
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        handlers = lambda: {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}  # noqa: E731
         self._faults = Exception if in_bucket else (OSError, ValueError)  # each library below has its own for a network
         with self._told_of_faults(f"{folder}: checkpoints cannot be listed"):
             where = folder if in_bucket else Path(folder).absolute()
-            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers())
             self._folder = self._manager.directory
             if in_bucket and hosts.is_first() and self._folder.exists():
                 for path in self._folder.iterdir():
                     if path.name.isdigit() and not (path / COMMIT).exists():
                         path.rmtree()
+        # Each process reads its parts without waiting for the others, since what one cannot read another may.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers()), multiprocessing_options=alone)
 
     def save(self, state: TrainState, step: int, data: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         """Saves in the background.
@@ -120,9 +124,10 @@ class Checkpoints:
                 self._manager.save(step, args=arguments, metrics=ranked)
 
     def restore(self, target: TrainState) -> Resumed | None:
-        """The newest checkpoint that can be read, in the shapes, dtypes and shardings of ``target``; None where there is none.
+        """The newest checkpoint, in the shapes, dtypes and shardings of ``target``; None where there is none.
 
-        A damaged one is told of, renamed to ``STEP.unreadable`` and left, and the one before it is taken.
+        One that is damaged, if only for one of several processes, is told of, renamed to ``STEP.unreadable`` and left, and
+        the one before it is taken.
 
         Raises:
           InputError: what was saved is of other shapes, so the workdir belongs to another model; or there are checkpoints
@@ -130,15 +135,18 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            found = None
             try:
                 self._check_fits(self._manager.item_metadata(step).state, target, step)
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(vars(target)), data=ocp.args.JsonRestore())
-                found = self._manager.restore(step, args=arguments)
-                return Resumed(step, TrainState(**found.state), found.data)
+                found = self._reader.restore(self._folder / str(step), args=arguments)
             except InputError:
                 raise
             except Exception as error:  # a damaged file shows in as many ways as there are libraries below
-                self._set_aside(step, error)
+                print(f"{self._folder / str(step)} cannot be read ({_reason(error)})", file=sys.stderr)
+            if not hosts.largest(found is None):
+                return Resumed(step, TrainState(**found.state), found.data)
+            self._set_aside(step)
         if steps:
             raise InputError(
                 f"{self._folder}: none of the checkpoints of steps {steps[::-1]} can be read; restore one or remove all"
@@ -170,6 +178,7 @@ class Checkpoints:
         with self._told_of_faults(self._not_written):
             self._manager.wait_until_finished()
         self._manager.close()
+        self._reader.close()
 
     def _check_fits(self, stored: Any, target: TrainState, step: int) -> None:
         found, expected = _shapes(stored), _shapes(vars(target))
@@ -181,10 +190,10 @@ class Checkpoints:
         if faults:
             raise InputError(f"{self._folder}/{step} does not fit this config: {'; '.join(faults[:4])}")
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int) -> None:
         folder = self._folder / str(step)
         if hosts.is_first():
-            print(f"{folder} cannot be read ({_reason(error)}); it is renamed and the one before it taken", file=sys.stderr)
+            print(f"{folder} is renamed and the one before it taken", file=sys.stderr)
             names = (folder.with_name(f"{folder.name}{UNREADABLE}{number or ''}") for number in itertools.count())
             with self._told_of_faults(f"{folder} cannot be read and cannot be renamed"):
                 folder.rename(next(name for name in names if not name.exists()))

@@ -23,12 +23,15 @@ FEW = (*SPLIT, "--config.train.steps=4", "--config.output.checkpoint_every=2", "
 ANSWERS = {(7, 7, 20): "the light is on", (9, 31): "the door is shut", (10, 11, 12): "seven", (30,): "it rains"}
 
 
-def start_two(_, *arguments):
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def start_two(_, *arguments):
     words = ["bash", "launch/local_processes.sh", *map(str, arguments)]
-    settings = {**os.environ, **environment(), "PROCESSES": "2", "PORT": str(port), "PYTHON": sys.executable}
+    settings = {**os.environ, **environment(), "PROCESSES": "2", "PORT": str(free_port()), "PYTHON": sys.executable}
     return subprocess.Popen(words, cwd=REPOSITORY, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -127,6 +130,56 @@ def test_a_signal_stops_both_after_the_same_step_and_both_go_on(corpus_root, tmp
     code, _, err = run_two(*command(corpus_root, workdir, *longer))
     assert code == 0, err[-3000:]
     assert [row["step"] for row in metrics(workdir)] == list(range(1, 41))
+
+
+SPLIT_STATE = """
+import sys
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from ichigo_jax.parallel import make_mesh
+from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.state import TrainState
+
+what, folder, coordinator, process = sys.argv[1:]
+jax.distributed.initialize(coordinator, 2, int(process))
+split = NamedSharding(make_mesh({"fsdp": 2}), PartitionSpec("fsdp"))
+make = jax.jit(lambda step: jax.random.normal(jax.random.key(step), (2, 5000)), out_shardings=split)
+fields = TrainState.__dataclass_fields__
+checkpoints = Checkpoints(folder, 2, 0, None)
+if what == "save":
+    for step in (2, 4):
+        checkpoints.save(TrainState(**{name: make(step) for name in fields}), step, {}, {})
+else:
+    found = checkpoints.restore(TrainState(**{name: make(0) for name in fields}))
+    mine = found.state.params.addressable_shards[0].data
+    assert (mine == make(found.step).addressable_shards[0].data).all()
+    print("resumed at", found.step)
+checkpoints.close()
+"""
+
+
+def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside_by_both(tmp_path):
+    def run_both(what):
+        words = [sys.executable, "-c", SPLIT_STATE, what, str(tmp_path), f"127.0.0.1:{free_port()}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both = [subprocess.Popen([*words, process], cwd=REPOSITORY, env=environment(), **pipes) for process in "01"]
+        try:
+            found = [process.communicate(timeout=100) for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0], found
+        return found
+
+    run_both("save")
+    for path in (tmp_path / "4" / "state" / "ocdbt.process_1" / "d").iterdir():
+        if path.stat().st_size > 50_000:  # the second's parts of arrays, and not the lists of them, which both read
+            path.write_bytes(path.read_bytes()[:1000])
+    (out, err), (second_out, second_err) = run_both("restore")
+    assert "cannot be read" not in err and "/4 is renamed and the one before it taken" in err
+    assert "/4 cannot be read" in second_err
+    assert out.endswith("resumed at 2\n") and second_out.endswith("resumed at 2\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "4.unreadable"}
 
 
 def test_one_that_fails_ends_all(corpus_root, tmp_path):
