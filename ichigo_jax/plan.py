@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import sys
@@ -25,6 +24,7 @@ import jax
 from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError, command
+from ichigo_jax.models.modules import Remat
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.planning.chips import GIB, Topology, topology
 from ichigo_jax.planning.flops import count_flops
@@ -36,7 +36,7 @@ from ichigo_jax.training.run_config import MeshConfig, RunConfig
 
 DAY = 24 * 3600
 TENSOR_SPLITS = (1, 2, 4, 8)
-PARTS = (1, 2, 4, 8, 16)
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")  # each computes more anew than the one before, and keeps less
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
     """Compiles the step of ``config`` for a slice.
 
     Raises:
-      InputError: a config that cannot run there, or one that the compiler finds no memory for; the message says how much.
+      InputError: a config that cannot run there, or one that there is no memory for; the message says how much.
     """
     mesh = make_mesh(vars(config.mesh), slice.devices)
     task = make_task(config, None)
@@ -95,6 +95,7 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
     with jax.set_mesh(mesh):
         program = make_program(task, config, mesh)
         batch = abstract_batch(task, mesh)
+        _check_state_fits(_bytes_per_device((program.state, batch)), slice)
         flops = count_flops(program.step, program.state, batch)
         try:
             compiled = program.step.lower(program.state, batch).compile()
@@ -158,6 +159,18 @@ HINT = (
 )
 
 
+def _bytes_per_device(arrays: Any) -> int:
+    """Of a tree of abstract arrays that have shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+
+
+def _check_state_fits(size: int, slice: Topology) -> None:
+    """Says at once what the compiler would take a minute to find out."""
+    if slice.chip is not None and size > slice.chip.memory:
+        found = f"state and batch alone are {size / GIB:.2f} GiB, expected less than a chip's {slice.chip.memory / GIB:.2f} GiB"
+        raise InputError(f"{slice.name}: not enough memory: {found}; {HINT}")
+
+
 def abstract_batch(task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of all hosts as ``data.loading.read_batches`` lays it out."""
     sharding = batch_sharding(mesh)
@@ -165,23 +178,60 @@ def abstract_batch(task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def search(config: RunConfig, slice: Topology) -> Iterator[Plan]:
-    """Plans of all variants that compile and fit, as they are found: of each mesh and rematerialisation the one with the fewest
-    parts, since more parts only cost time."""
-    for mesh, remat in itertools.product(_meshes(len(slice.devices)), ("none", "dots", "full")):
-        rows = mesh.data * mesh.fsdp
-        for parts in PARTS:
-            if config.train.batch_size % (parts * rows):
-                continue
-            train = dataclasses.replace(config.train, remat=remat, accumulation=parts)
-            try:
-                plan = make_plan(dataclasses.replace(config, mesh=mesh, train=train), slice)
-            except InputError as error:
-                print(f"{mesh} remat {remat}, {parts} parts: {error}", file=sys.stderr)
-                continue
-            print(f"{mesh} remat {remat}, {parts} parts: {plan.peak_bytes_per_chip / GIB:.1f} GiB a chip", file=sys.stderr)
-            if plan.fits is not False:
+    """Plans that fit and may be the fastest, as they are found.
+
+    Of each mesh and rematerialisation it is the one with the fewest parts, since more parts only cost time. More is
+    rematerialised as long as arithmetic is not what limits the best so far.
+    """
+    best: Plan | None = None
+    for remat in REMATS:
+        for mesh in _meshes(len(slice.devices)):
+            plan = _with_fewest_parts(config, mesh, remat, slice)
+            if plan is not None:
                 yield plan
-                break
+                best = plan if best is None else min(best, plan, key=_slowness)
+        if best is not None and best.compute_bound == 1:
+            return
+
+
+def _slowness(plan: Plan) -> tuple[float, ...]:
+    """What a search orders by: the time of a step, and of equal ones what the parts of it would take one after the other."""
+    return () if plan.seconds_of is None else (plan.step_seconds_roofline, sum(plan.seconds_of.values()))
+
+
+def _with_fewest_parts(config: RunConfig, mesh: MeshConfig, remat: Remat, slice: Topology) -> Plan | None:
+    """Tries the most parts that a batch can have: if they do not fit, None; else halves the list until the fewest are found."""
+
+    def of(parts: int) -> Plan | None:
+        train = dataclasses.replace(config.train, remat=remat, accumulation=parts)
+        return _tried(dataclasses.replace(config, mesh=mesh, train=train), slice)
+
+    rows = mesh.data * mesh.fsdp
+    possible = [parts for parts in range(1, config.train.batch_size // rows + 1) if config.train.batch_size % (parts * rows) == 0]
+    found = of(possible[-1]) if possible else None
+    first, end = 0, len(possible) - 1
+    while found is not None and first < end:
+        middle = (first + end) // 2
+        plan = of(possible[middle])
+        if plan is None:
+            first = middle + 1
+        else:
+            found, end = plan, middle
+    return found
+
+
+def _tried(config: RunConfig, slice: Topology) -> Plan | None:
+    """The plan where it fits; tells people what became of it, since a search takes long."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in vars(config.mesh).items() if size > 1)
+    what = f"{mesh or 'one device'}, remat {config.train.remat}, {config.train.accumulation} parts"
+    try:
+        plan = make_plan(config, slice)
+    except InputError as error:
+        print(f"{what}: {str(error).removesuffix(f'; {HINT}')}", file=sys.stderr)
+        return None
+    fits = "" if plan.fits is not False else ", does not fit"
+    print(f"{what}: {plan.peak_bytes_per_chip / GIB:.2f} GiB a chip{fits}", file=sys.stderr)
+    return None if plan.fits is False else plan
 
 
 def _meshes(devices: int) -> Iterator[MeshConfig]:
@@ -241,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = run_config.load(arguments.config, overrides)
     slice = topology(arguments.topology)
     if arguments.search:
-        plans = sorted(search(config, slice), key=lambda plan: plan.step_seconds_roofline or 0.0)
+        plans = sorted(search(config, slice), key=_slowness)
         if not plans:
             raise InputError(f"{slice.name}: nothing that was tried fits; take a larger slice or a smaller batch")
     else:

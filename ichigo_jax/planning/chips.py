@@ -93,7 +93,7 @@ def topology(name: str) -> Topology:
     chip, _, shape = name.partition(":")
     if chip in CHIPS:
         return Topology(name, _tpu_devices(chip, shape, name), CHIPS[chip])
-    if chip not in ("cpu", "gpu") or not shape.isdigit():
+    if chip not in ("cpu", "gpu") or not shape.isdigit() or int(shape) == 0:
         raise InputError(f"--topology {name}: expected one of {', '.join(CHIPS)} with a shape (v5e:4x4), cpu:N or gpu:N")
     try:
         devices = jax.devices(chip)
@@ -102,7 +102,7 @@ def topology(name: str) -> Topology:
     if len(devices) < int(shape):
         hint = f"; start with XLA_FLAGS=--xla_force_host_platform_device_count={shape}" if chip == "cpu" else ""
         raise InputError(f"--topology {name}: {len(devices)} devices found{hint}")
-    return Topology(name, devices[: int(shape)], None)
+    return Topology(name, devices[: int(shape)], chip_of(devices[0]))
 
 
 def _tpu_devices(chip: str, shape: str, name: str) -> Sequence[jax.Device]:

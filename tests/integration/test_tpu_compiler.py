@@ -50,9 +50,16 @@ def test_an_8b_step_sends_what_fsdp_needs():
 
 
 def test_a_step_too_large_says_by_how_much_and_what_would_fit():
+    result = run_plan("v5e:4x4", "--config.train.accumulation=1")
+    assert result.returncode == 2 and "--search" in result.stderr, result.stderr[-2000:]
+    assert re.search(r"error: v5e:4x4: .*memory.*\b[0-9.]+G", result.stderr), result.stderr[-2000:]
+
+
+def test_a_state_too_large_is_refused_before_anything_is_compiled():
     result = run_plan("v5e:2x2", slice="v5litepod-4")
     assert result.returncode == 2 and "--search" in result.stderr, result.stderr[-2000:]
-    assert re.search(r"error: v5e:2x2: .*memory.*\b[0-9.]+G", result.stderr), result.stderr[-2000:]
+    found = "error: v5e:2x2: not enough memory: state and batch alone are 22.4"
+    assert found in result.stderr and "a chip's 16.00 GiB" in result.stderr, result.stderr[-2000:]
 
 
 def test_a_mesh_may_split_an_axis_of_the_torus():

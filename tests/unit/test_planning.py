@@ -1,4 +1,7 @@
-"""What a step costs, counted on programs whose costs are known."""
+"""What a step costs, counted on programs whose costs are known, and the search for the cheapest."""
+
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ichigo_jax import plan
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import make_mesh
 from ichigo_jax.parallel.hosts import launcher
@@ -145,6 +149,69 @@ def test_devices_of_this_machine():
     found = chips.topology("cpu:8")
     assert len(found.devices) == 8 and found.chip is None
     assert np.isfinite([chip.flops for chip in chips.CHIPS.values()]).all()
+
+
+def imagined(data, fsdp, tensor, remat, parts):
+    """Gigabytes of a chip, and seconds, of a machine with chips of 16."""
+    kept = {"none": 120, "dots": 60, "full": 8}[remat]
+    gigabytes = 40 / (fsdp * tensor) + kept / parts / tensor**0.5
+    return gigabytes, {"arithmetic": {"none": 6.0, "dots": 7.0, "full": 8.0}[remat], "interconnect": parts + tensor}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Puts an imagined compiler in place of the real one, which takes minutes; what it was asked for."""
+    asked = []
+
+    def make_plan(config, slice):
+        mesh, train = config.mesh, config.train
+        asked.append((mesh.data, mesh.fsdp, mesh.tensor, train.remat, train.accumulation))
+        gigabytes, seconds = imagined(*asked[-1])
+        if gigabytes > 32:
+            raise InputError("the compiler refuses it")
+        unimportant = {field.name: 0 for field in dataclasses.fields(plan.Plan)}
+        chosen = {"mesh": vars(mesh), "remat": train.remat, "accumulation": train.accumulation, "fits": gigabytes <= 16}
+        step = max(seconds.values())
+        times = {"seconds_of": seconds, "step_seconds_roofline": step, "compute_bound": seconds["arithmetic"] / step}
+        return plan.Plan(**{**unimportant, **chosen, **times})
+
+    monkeypatch.setattr(plan, "make_plan", make_plan)
+    return asked
+
+
+def search(capsys, batch_size):
+    batch = f"--config.train.batch_size={batch_size}"
+    with pytest.raises(SystemExit) as ended:
+        plan.main(["--config", "configs/llama_pretrain.py:8b", "--topology", "cpu:8", "--search", "--json", batch])
+    printed = capsys.readouterr()
+    return ended.value.code, printed.err if ended.value.code else json.loads(printed.out)
+
+
+def test_a_search_finds_the_fewest_parts_of_each_mesh_the_fastest_first(asked, capsys):
+    code, found = search(capsys, 480)
+    assert code == 0
+    fewest = {}
+    for data, fsdp, tensor in [(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8), (8, 1, 1)]:
+        for remat in ("none", "dots"):  # with "dots" arithmetic is what limits the fastest, so "full" cannot be faster
+            divisors = [parts for parts in range(1, 481) if 480 % (parts * data * fsdp) == 0]
+            fitting = [parts for parts in divisors if imagined(data, fsdp, tensor, remat, parts)[0] <= 16]
+            if fitting:
+                fewest[data, fsdp, tensor, remat] = fitting[0]
+    got = [((plan["mesh"]["data"], plan["mesh"]["fsdp"], plan["mesh"]["tensor"], plan["remat"]), plan) for plan in found]
+    assert {variant: plan["accumulation"] for variant, plan in got} == fewest
+    seconds = [plan["step_seconds_roofline"] for plan in found]
+    assert seconds == sorted(seconds) and seconds[0] == 7.0 and got[0][1]["compute_bound"] == 1
+    assert len(asked) == len(set(asked)) < 60, "what is asked for takes minutes each"
+
+
+def test_a_search_that_finds_nothing_says_so_after_one_try_of_each(monkeypatch, capsys):
+    def refuse(config, slice):
+        raise InputError("cpu:8: not enough memory")
+
+    monkeypatch.setattr(plan, "make_plan", refuse)
+    code, told = search(capsys, 16)
+    assert code == 2 and "error: cpu:8: nothing that was tried fits" in told
+    assert told.count("not enough memory") == 5 * 3 and "fsdp=8, remat none, 2 parts: cpu:8: not enough memory\n" in told
 
 
 def test_launchers_are_told_by_their_environment():
