@@ -18,7 +18,7 @@ source launch/environment.sh
 
 BUCKET=${BUCKET:-}
 
-install tpu
+install tpu,gcs
 
 if [ -n "$BUCKET" ] && ! mountpoint --quiet bucket; then
   if ! command -v gcsfuse >/dev/null; then

@@ -120,7 +120,7 @@ class LanguageModel:
         if T > context:
             raise InputError(f"{T} tokens found, the model's context is {context}")
         tokens, _ = _padded(rows.tolist())
-        return np.asarray(_all_logits(self._graphdef, self._state, tokens)[:B, :T])
+        return hosts.whole_array(_all_logits(self._graphdef, self._state, tokens))[:B, :T]
 
     def generate(
         self,
@@ -193,7 +193,7 @@ class LanguageModel:
         decoding, options = self._prefill(prompts, max_new_tokens, seed, stop_ids, sampling)
         active = list(range(len(prompts)))
         while active:
-            tokens, finished = jax.device_get((decoding.token, decoding.finished))
+            tokens, finished = hosts.whole_array(decoding.token), hosts.whole_array(decoding.finished)
             yield [(row, int(tokens[row])) for row in active]
             active = [row for row in active if not finished[row]]
             if active:

@@ -24,6 +24,7 @@ from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, Decod
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
+from ichigo_jax.parallel import hosts
 
 if TYPE_CHECKING:
     from ichigo_jax.text.whisper import WhisperText
@@ -162,7 +163,7 @@ class SpeechTokenizer:
             return _tokenize(self._graphdef, self._state, batch.samples, batch.lengths)
 
         def finish(batch: Batch, found: jax.Array) -> Iterator[np.ndarray]:
-            for piece, codes in zip(batch.pieces, np.asarray(found)):
+            for piece, codes in zip(batch.pieces, hosts.whole_array(found)):
                 ends = self.config.quantizer.mask_code is not None  # a model without it has codes for what follows the clip
                 yield codes[: self.config.code_count(len(piece.samples))] if ends else codes
 
@@ -187,7 +188,8 @@ class SpeechTokenizer:
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
             filled = np.stack([*batch, *batch[:1] * (power_of_two(len(batch)) - len(batch))])
-            states.append(np.asarray(_dequantize(self._graphdef, self._state, filled), np.float32)[: len(batch)])
+            found = hosts.whole_array(_dequantize(self._graphdef, self._state, filled))
+            states.append(found[: len(batch)].astype(np.float32))
         shape = (0, self.config.whisper.n_audio_ctx, self.config.whisper.n_audio_state)
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
 

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -71,6 +72,11 @@ def launcher(environment: Mapping[str, str]) -> str | None:
 def is_first() -> bool:
     """Whether this is the process that does what is done once: it writes logs, configs and models."""
     return jax.process_index() == 0
+
+
+def own_file(path: Path) -> Path:
+    """A file that this process alone writes, on a disk that all may share: ``NAME.jsonl``, of process 2 ``NAME.2.jsonl``."""
+    return path if is_first() else path.with_suffix(f".{jax.process_index()}{path.suffix}")
 
 
 def wait_for_all(what: str) -> None:

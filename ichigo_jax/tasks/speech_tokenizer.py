@@ -30,7 +30,7 @@ from ichigo_jax.models.folder import fingerprint, load_config, load_model, save_
 from ichigo_jax.models.quantizer import Quantizer
 from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
-from ichigo_jax.parallel import replicated
+from ichigo_jax.parallel import hosts, replicated
 from ichigo_jax.storage import read_json
 from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal
@@ -127,7 +127,7 @@ class SpeechTokenizerTask:
         if self.text.size > self.model_config.whisper.n_vocab:
             n_vocab = self.model_config.whisper.n_vocab
             raise InputError(f"{self.data.text_tokenizer}: ids up to {self.text.size - 1}, expected fewer than n_vocab {n_vocab}")
-        faults = FaultLog(workdir / "skipped_clips.jsonl")
+        faults = FaultLog(hosts.own_file(workdir / "skipped_clips.jsonl"))
         self._sources = [self._examples(source, faults) for source in self.data.sources]
         self._evaluation = [(item, read_transcripts(item.path)[: item.limit]) for item in self.data.evaluation]
 

@@ -404,7 +404,7 @@ def test_tpu_vm_installs_and_trains(stubs, vm):
     code, output = stubs.run("tpu_vm.sh", *RUN, CODE="5", **vm)
     assert code == 5 and "training" in output
     installed = [call[-1] for call in stubs.calls if call[:3] == ["python", "-m", "pip"]]
-    assert ".[tpu]" in installed
+    assert ".[tpu,gcs]" in installed
     assert trainings(stubs) == [["python", "-m", "ichigo_jax.train", *RUN]]
 
 
