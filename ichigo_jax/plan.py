@@ -4,8 +4,9 @@
     python -m ichigo_jax.plan --config configs/speech_tokenizer.py:medium --topology v5e:2x4 --json
 
 Compiles the real training step for the slice with the TPU compiler (``pip install 'jax[tpu]'``), on a machine without a TPU, and
-reads from the compiled program what a chip must hold and move. ``cpu:N`` and ``gpu:N`` are devices of this machine. The times are
-a roofline: what arithmetic, main memory and interconnect allow at best when they overlap perfectly, so a real run is slower.
+reads from the compiled program what a chip must hold and move. ``--slices N`` plans for N such slices and the network between
+them; ``cpu:N`` and ``gpu:N`` are devices of this machine. The times are a roofline: what arithmetic, main memory, interconnect
+and network allow at best when they overlap perfectly, so a real run is slower.
 ``--search`` tries other meshes, rematerialisation and accumulation and shows what fits, the fastest first.
 """
 
@@ -28,7 +29,7 @@ from ichigo_jax.models.modules import Remat
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.planning.chips import GIB, Topology, topology
 from ichigo_jax.planning.flops import count_flops
-from ichigo_jax.planning.hlo import Program
+from ichigo_jax.planning.hlo import BETWEEN_SLICES, Program
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
@@ -53,12 +54,13 @@ class Plan:
       flops_per_step: of all chips together, what is computed anew counted again.
       collective_bytes_per_step: sent by a chip, by kind.
       memory_bytes_per_step: between a chip's cores and its main memory.
-      seconds_of: what each of the three would take alone.
+      seconds_of: what arithmetic, memory, interconnect and, with several slices, the network between them would each take alone.
       step_seconds_roofline: the longest of them.
       compute_bound: share of the step that arithmetic takes; the highest hardware utilisation there can be.
     """
 
     topology: str
+    slices: int
     chips: int
     mesh: dict[str, int]
     remat: str
@@ -117,17 +119,21 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
     peak = (getattr(memory, "peak_memory_in_bytes", 0) or together) + code
     chip, chips = slice.chip, mesh.size
     collectives, traffic = moved.collective_bytes(), moved.memory_bytes()
+    between = collectives.get(BETWEEN_SLICES, 0.0)
     seconds_of = step = None
     if chip is not None:
         seconds_of = {
             "arithmetic": flops / chips / chip.flops,
             "memory": traffic / chip.bandwidth,
-            "interconnect": sum(collectives.values()) / chip.interconnect,
+            "interconnect": (sum(collectives.values()) - between) / chip.interconnect,
         }
+        if slice.slices > 1:
+            seconds_of["network"] = between / chip.network
         step = max(seconds_of.values())
     tokens, steps = task.tokens_per_step(), config.train.steps
     return Plan(
         topology=slice.name,
+        slices=slice.slices,
         chips=chips,
         mesh=dict(mesh.shape),
         remat=config.train.remat,
@@ -185,7 +191,7 @@ def search(config: RunConfig, slice: Topology) -> Iterator[Plan]:
     """
     best: Plan | None = None
     for remat in REMATS:
-        for mesh in _meshes(len(slice.devices)):
+        for mesh in _meshes(slice):
             plan = _with_fewest_parts(config, mesh, remat, slice)
             if plan is not None:
                 yield plan
@@ -234,21 +240,27 @@ def _tried(config: RunConfig, slice: Topology) -> Plan | None:
     return None if plan.fits is False else plan
 
 
-def _meshes(devices: int) -> Iterator[MeshConfig]:
+def _meshes(slice: Topology) -> Iterator[MeshConfig]:
+    """Slices share ``data`` out; within one it is all ``fsdp``, with some ``tensor``, or all ``data``."""
+    devices = len(slice.devices) // slice.slices
     for tensor in TENSOR_SPLITS:
         if devices % tensor == 0:
-            yield MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor, context=1)
+            yield MeshConfig(data=slice.slices, fsdp=devices // tensor, tensor=tensor, context=1)
     if devices > 1:
-        yield MeshConfig(data=devices, fsdp=1, tensor=1, context=1)
+        yield MeshConfig(data=slice.slices * devices, fsdp=1, tensor=1, context=1)
 
 
 def described(plan: Plan) -> str:
     """For people."""
     gib = lambda size: f"{size / GIB:.2f} GiB"  # noqa: E731
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    name = plan.topology if plan.slices == 1 else f"{plan.slices} times {plan.topology}"
     collectives = ", ".join(f"{kind} {gib(size)}" for kind, size in plan.collective_bytes_per_step.items()) or "none"
     rows = [
-        ("slice", f"{plan.topology}, {plan.chips} chips, {mesh}, remat {plan.remat}, {plan.accumulation} parts"),
+        (
+            "slice",
+            f"{name}, {plan.chips} chips, {mesh}, remat {plan.remat}, {plan.accumulation} parts",
+        ),
         ("parameters", f"{plan.parameters:,}"),
         (
             "memory a chip",
@@ -285,11 +297,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
     parser.add_argument("--topology", required=True, metavar="NAME", help="v5p:2x2x4, v5e:4x4, v6e:4x4, cpu:8, gpu:1")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them, joined by the network (1)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--search", action="store_true", help="try meshes, rematerialisation and accumulation")
     arguments, overrides = parser.parse_known_args(argv)
     config = run_config.load(arguments.config, overrides)
-    slice = topology(arguments.topology)
+    slice = topology(arguments.topology, arguments.slices)
     if arguments.search:
         plans = sorted(search(config, slice), key=_slowness)
         if not plans:

@@ -1,8 +1,9 @@
 """Chips and slices by name.
 
-Figures of one chip: "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/tpus/) for TPUs; NVIDIA's data sheets for
-GPUs (https://www.nvidia.com/en-us/data-center/h100/, …/h200/ and …/a100/), whose figures for tensor cores "with sparsity" are
-twice those here.
+Figures of one chip: "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/tpus/) for TPUs, and for the network between
+their slices https://cloud.google.com/tpu/docs/v5p, …/v5e and …/v6e (of what a pod has, the part of one of its chips); NVIDIA's
+data sheets for GPUs (https://www.nvidia.com/en-us/data-center/h100/, …/h200/ and …/a100/), whose figures for tensor cores "with
+sparsity" are twice those here.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ class Chip:
       flops: bfloat16 operations a second at most.
       bandwidth: bytes a second of main memory.
       interconnect: bytes a second that a chip can send to its neighbours, all links together.
+      network: bytes a second that a chip's share of its machine can send to other slices; None where there are no slices.
     """
 
     memory: float
     flops: float
     bandwidth: float
     interconnect: float
+    network: float | None = None
 
 
 CHIPS = {
-    "v5e": Chip(16 * GIB, 1.97e14, 8.1e11, 4 * 4.5e10),
-    "v5p": Chip(95 * GIB, 4.59e14, 2.8e12, 6 * 9e10),
-    "v6e": Chip(32 * GIB, 9.2e14, 1.6e12, 4 * 9e10),
+    "v5e": Chip(16 * GIB, 1.97e14, 8.1e11, 4 * 4.5e10, network=25e9 / 8),
+    "v5p": Chip(95 * GIB, 4.59e14, 2.8e12, 6 * 9e10, network=50e9 / 8),
+    "v6e": Chip(32 * GIB, 9.2e14, 1.6e12, 4 * 9e10, network=100e9 / 8),
 }
 
 H100, H200 = Chip(80e9, 9.89e14, 3.35e12, 4.5e11), Chip(141e9, 9.89e14, 4.8e12, 4.5e11)
@@ -77,22 +80,30 @@ class Topology:
       name: as the user gave it.
       devices: of that many processes' machines, real or not.
       chip: what one of them is; None where its figures are not known.
+      slices: in how many slices they are, each as large as the name says.
     """
 
     name: str
     devices: Sequence[jax.Device]
     chip: Chip | None
+    slices: int
 
 
-def topology(name: str) -> Topology:
+def topology(name: str, slices: int = 1) -> Topology:
     """``v5p:2x2x4``, ``v5e:4x4``, ``v6e:4x4``: a TPU slice that need not be there; ``cpu:8``, ``gpu:1``: devices of this machine.
 
+    Args:
+      name: of one slice.
+      slices: how many of them, joined by the network between machines.
+
     Raises:
-      InputError: an unknown chip or shape, no TPU compiler, fewer devices than asked for.
+      InputError: an unknown chip or shape, no TPU compiler, fewer devices than asked for, several slices of what has none.
     """
     chip, _, shape = name.partition(":")
+    if slices < 1 or (slices > 1 and chip not in CHIPS):
+        raise InputError(f"--slices {slices} found with --topology {name}, expected 1, or more of TPU slices")
     if chip in CHIPS:
-        return Topology(name, _tpu_devices(chip, shape, name), CHIPS[chip])
+        return Topology(name, _tpu_devices(shape, name, slices), CHIPS[chip], slices)
     if chip not in ("cpu", "gpu") or not shape.isdigit() or int(shape) == 0:
         raise InputError(f"--topology {name}: expected one of {', '.join(CHIPS)} with a shape (v5e:4x4), cpu:N or gpu:N")
     try:
@@ -102,10 +113,10 @@ def topology(name: str) -> Topology:
     if len(devices) < int(shape):
         hint = f"; start with XLA_FLAGS=--xla_force_host_platform_device_count={shape}" if chip == "cpu" else ""
         raise InputError(f"--topology {name}: {len(devices)} devices found{hint}")
-    return Topology(name, devices[: int(shape)], chip_of(devices[0]))
+    return Topology(name, devices[: int(shape)], chip_of(devices[0]), slices)
 
 
-def _tpu_devices(chip: str, shape: str, name: str) -> Sequence[jax.Device]:
+def _tpu_devices(shape: str, name: str, slices: int) -> Sequence[jax.Device]:
     try:
         import libtpu  # the package only holds the compiler's library
     except ImportError:
@@ -115,6 +126,6 @@ def _tpu_devices(chip: str, shape: str, name: str) -> Sequence[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server for the TPU that is not there
     os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(libtpu.__file__).parent / "libtpu.so"))
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices
     except Exception as error:  # the compiler's own exceptions have no common type
         raise InputError(f"--topology {name}: the TPU compiler refuses {shape!r}: {str(error).splitlines()[0]}") from None

@@ -19,6 +19,8 @@ BYTES = {
     **dict.fromkeys(("f64", "s64", "u64", "c64"), 8.0),
 }
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+BETWEEN_SLICES = "between-slices"  # what leaves a slice, whatever the collective was
+_MEGASCALE = "xla_megascale_target"  # a property of what the TPU's host sends for it over the network
 # What only names, slices or reorders other buffers, or runs another computation whose own instructions count.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id".split()
@@ -158,11 +160,14 @@ class Program:
         """Bytes that a device sends (and receives) in a run of the program, by kind of collective.
 
         Of n devices that share B bytes: (n-1)/n · B for an all-gather or all-to-all of B in all, the same for a
-        reduce-scatter, twice that for an all-reduce, B for a permutation (bandwidth-optimal algorithms on a ring).
+        reduce-scatter, twice that for an all-reduce, B for a permutation (bandwidth-optimal algorithms on a ring). What a
+        collective over several TPU slices sends from slice to slice is a kind of its own, ``BETWEEN_SLICES``.
         """
         moved: dict[str, float] = defaultdict(float)
         begun: set[str] = set()
         for instruction, computation, times in self.instructions():
+            if instruction.opcode == "send" and _MEGASCALE in instruction.attributes:
+                moved[BETWEEN_SLICES] += times * instruction.arrays[0].bytes
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue

@@ -49,6 +49,21 @@ def test_an_8b_step_sends_what_fsdp_needs():
     assert found["days"] > 0 and 0 < found["compute_bound"] <= 1
 
 
+def test_between_slices_only_gradients_are_sent():
+    parts = 5
+    result = run_plan("v5e:4x4", "--slices", "2", "--json", "--config.mesh.data=2", f"--config.train.accumulation={parts}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout)
+    assert (found["slices"], found["chips"], found["mesh"]["data"], found["mesh"]["fsdp"]) == (2, 32, 2, 16) and found["fits"]
+    sent = found["collective_bytes_per_step"].pop("between-slices")
+    # Each chip sends what it stores of the gradient, in bfloat16, once a part.
+    gradient = 2 * found["parameters"] / 16
+    assert 0.9 * parts * gradient < sent < 1.2 * parts * gradient, sent
+    assert found["seconds_of"]["network"] == pytest.approx(sent / 3.125e9)
+    needed = 3 * 2 * found["parameters"] * 15 / 16 * parts
+    assert 0.8 * needed < sum(found["collective_bytes_per_step"].values()) < 1.2 * needed, found["collective_bytes_per_step"]
+
+
 def test_a_step_too_large_says_by_how_much_and_what_would_fit():
     result = run_plan("v5e:4x4", "--config.train.accumulation=1")
     assert result.returncode == 2 and "--search" in result.stderr, result.stderr[-2000:]

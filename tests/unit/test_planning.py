@@ -139,6 +139,32 @@ def test_a_collective_in_phases_counts_once():
     assert Program(PHASES).collective_bytes() == {"all-gather": 2 * 16}
 
 
+SLICES = """\
+HloModule slices, is_scheduled=true
+
+ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %token = token[] after-all()
+  %out = (bf16[8,4]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:15}"}
+  %sent = token[] send-done(%out), channel_id=2, is_host_transfer=true
+  %in = (bf16[8,4]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true
+  %received = (bf16[8,4]{1,0}, token[]) recv-done(%in), channel_id=1, is_host_transfer=true
+  %theirs = bf16[8,4]{1,0} get-tuple-element(%received), index=0
+  ROOT %gathered = bf16[8,4]{1,0} all-reduce(%theirs), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%sum
+}
+"""  # noqa: E501
+
+
+def test_what_leaves_a_slice_is_counted_apart():
+    assert Program(SLICES).collective_bytes() == {"between-slices": 8 * 4 * 2, "all-reduce": 2 * 8 * 4 * 2 * 3 / 4}
+
+
+@pytest.mark.parametrize(("name", "slices"), [("cpu:8", 2), ("v5e:4x4", 0)])
+def test_slices_that_are_none(name, slices):
+    with pytest.raises(InputError, match=f"--slices {slices} found with --topology {name}"):
+        chips.topology(name, slices)
+
+
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "cpu:x", "cpu:9999", ""])
 def test_topologies_that_are_none(name):
     with pytest.raises(InputError, match=f"--topology {name}"):
