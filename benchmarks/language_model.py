@@ -219,9 +219,9 @@ def quantized_rows(folder: Path, exact: LanguageModel, prompt: np.ndarray, answe
     for model in models:
         model.generate([prompt], answer)
     spent = turn_by_turn([lambda model=model: model.generate([prompt], answer) for model in models], repeats)
-    rows = []
+    rows, logits = [], exact.logits(prompt[None])
     for (to, group_size), model, taken in zip(formats, models, spent):
-        error = quantization_error(exact, model, prompt[None])
+        error = quantization_error(logits, model.logits(prompt[None]))
         rows.append(
             {
                 "weights": to if group_size is None else f"{to}, groups of {group_size}",

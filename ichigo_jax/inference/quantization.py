@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +11,6 @@ from flax import nnx
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import Llama
 from ichigo_jax.models.quantized_weights import LARGEST, Quantization, quantize
-
-if TYPE_CHECKING:  # which imports this
-    from ichigo_jax.inference.language_model import LanguageModel
 
 # How many leading axes each matrix contracts. Embedding, norms and biases stay as they are.
 CONTRACTED = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "lm_head": 1}
@@ -80,17 +76,10 @@ class QuantizationError(NamedTuple):
     same_choice: float
 
 
-def quantization_error(exact: LanguageModel, quantized: LanguageModel, token_ids: Sequence[Sequence[int]]) -> QuantizationError:
-    """Compares two loads of one model on the same tokens.
-
-    Args:
-      exact: in float32.
-      quantized: the same model.
-      token_ids: integers [B, T].
-    """
-    expected, found = exact.logits(token_ids), quantized.logits(token_ids)
+def quantization_error(exact: np.ndarray, quantized: np.ndarray) -> QuantizationError:
+    """Compares the logits [B, T, V] of two loads of one model on the same tokens, the first of them in float32."""
     # The softmax does not see what all logits of a position have in common.
-    expected, found = (logits - logits.mean(-1, keepdims=True) for logits in (expected, found))
+    expected, found = (logits - logits.mean(-1, keepdims=True) for logits in (exact, quantized))
     return QuantizationError(
         relative=float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean())),
         largest=float(np.abs(found - expected).max()),

@@ -130,8 +130,9 @@ class TestModel:
                 noise = random.uniform(-0.5, 0.5, values.shape) * np.expand_dims(scales, 2 if path[0] == "layers" else 1)
                 variable.set_value(variable.get_value() + jnp.asarray(noise.reshape(variable.shape), jnp.float32))
         nnx.update(model, nnx.from_flat_state(state))
-        noisy = quantization_error(exact, LanguageModel(model, exact.config, None), TOKENS)
-        error = quantization_error(exact, quantized, TOKENS)
+        logits = exact.logits(TOKENS)
+        noisy = quantization_error(logits, LanguageModel(model, exact.config, None).logits(TOKENS))
+        error = quantization_error(logits, quantized.logits(TOKENS))
         assert error.relative == pytest.approx(noisy.relative, rel=0.3)
         assert error.relative < (0.05 if found["q"].values.dtype == jnp.int8 else 0.6)
         assert error.largest > 0 and error.same_choice > 1 - 4 * error.relative
@@ -169,7 +170,8 @@ class TestModel:
         both = LanguageModel.from_pretrained(folder, dtype="bfloat16", quantize=to, group_size=group_size)
         assert both._state["embedding"].get_value().dtype == jnp.bfloat16
         half = LanguageModel.from_pretrained(folder, dtype="bfloat16")
-        few, short, found = (quantization_error(exact, model, TOKENS).relative for model in (quantized, half, both))
+        logits = exact.logits(TOKENS)
+        few, short, found = (quantization_error(logits, each.logits(TOKENS)).relative for each in (quantized, half, both))
         assert found == pytest.approx(np.hypot(few, short), rel=0.3)
 
 
