@@ -60,8 +60,9 @@ def test_between_slices_only_gradients_are_sent():
     gradient = 2 * found["parameters"] / 16
     assert 0.9 * parts * gradient < sent < 1.2 * parts * gradient, sent
     assert found["seconds_of"]["network"] == pytest.approx(sent / 3.125e9)
-    needed = 3 * 2 * found["parameters"] * 15 / 16 * parts
-    assert 0.8 * needed < sum(found["collective_bytes_per_step"].values()) < 1.2 * needed, found["collective_bytes_per_step"]
+    # Within a slice weights are gathered twice; gradients are summed whole, which is twice a scattering.
+    needed = 4 * 2 * found["parameters"] * 15 / 16 * parts
+    assert 0.8 * needed < sum(found["collective_bytes_per_step"].values()) < 1.05 * needed, found["collective_bytes_per_step"]
 
 
 def test_a_step_too_large_says_by_how_much_and_what_would_fit():
