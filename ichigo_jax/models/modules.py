@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ichigo_jax.models.quantized_weights import QuantizedKernel
 from ichigo_jax.parallel import RULES, gather_weight
@@ -24,6 +25,7 @@ from ichigo_jax.parallel import RULES, gather_weight
 TIME_AXIS = RULES["time"]  # the mesh axis that activations' time is split over
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 Remat = Literal["none", "dots", "full"]
+PRODUCT = "product"  # how rematerialisation knows the results of ``project``, whose own gradient hides them from it
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -109,14 +111,16 @@ def project(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: int = 1, dt
       axes: how many axes of x are contracted.
       dtype: of the result and of the sums; None takes x's.
     """
-    if isinstance(kernel, QuantizedKernel):
-        return kernel.project(x, axes, dtype)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.shape.get(TIME_AXIS, 1) > 1:
-        return jnp.tensordot(x, kernel, axes, preferred_element_type=dtype)
-    contracted = math.prod(kernel.shape[:axes])
-    y = _product(x.reshape(-1, contracted), kernel.reshape(contracted, -1), dtype)
-    return y.reshape(*x.shape[:-axes], *kernel.shape[axes:])
+    if isinstance(kernel, QuantizedKernel):
+        y = kernel.project(x, axes, dtype)
+    elif not mesh.empty and mesh.shape.get(TIME_AXIS, 1) > 1:
+        y = jnp.tensordot(x, kernel, axes, preferred_element_type=dtype)
+    else:
+        contracted = math.prod(kernel.shape[:axes])
+        y = _product(x.reshape(-1, contracted), kernel.reshape(contracted, -1), dtype)
+        y = y.reshape(*x.shape[:-axes], *kernel.shape[axes:])
+    return checkpoint_name(y, PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -266,7 +270,7 @@ def _whole(variable: nnx.Variable) -> nnx.Variable:
 _COST_NOTHING = frozenset({"sharding_constraint", "reshape", "transpose", "squeeze"})
 REMAT_POLICIES = {
     "none": lambda primitive, *_, **__: primitive.name not in _COST_NOTHING,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

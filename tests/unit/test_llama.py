@@ -13,6 +13,7 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling, inverse_frequencies
 from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import make_mesh, named_sharding
+from ichigo_jax.planning.flops import count_flops
 from ichigo_jax.vocab import SoundVocabulary
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 16)
@@ -124,6 +125,16 @@ def test_remat_changes_no_gradient(model, tokens):
     for remat in ("dots", "full"):
         for want, found in zip(expected, jax.tree.leaves(grad(model, remat=remat))):
             np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_what_remat_computes_anew(model, tokens):
+    """With "dots" no product by a weight, with "full" all of the layers but what only their results need."""
+    loss = lambda remat: lambda state: plain(nnx.merge(nnx.graphdef(model), state), tokens, remat).sum()  # noqa: E731
+    none, dots, full = (count_flops(jax.grad(loss(remat)), nnx.state(model)) for remat in ("none", "dots", "full"))
+    llama, (rows, length) = model.config.llama, tokens.shape
+    attention = llama.num_hidden_layers * 4 * rows * llama.num_attention_heads * length**2 * llama.head_dim
+    assert dots - none == attention
+    assert full - dots > 3 * attention
 
 
 def test_bfloat16_parameters_compute_in_bfloat16(model, tokens):
