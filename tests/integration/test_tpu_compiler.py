@@ -66,7 +66,7 @@ def test_between_slices_only_gradients_are_sent():
 
 
 def test_a_step_too_large_says_by_how_much_and_what_would_fit():
-    result = run_plan("v5e:4x4", "--config.train.accumulation=1")
+    result = run_plan("v5e:4x4", "--config.train.accumulation=1", "--config.train.remat=none")
     assert result.returncode == 2 and "--search" in result.stderr, result.stderr[-2000:]
     assert re.search(r"error: v5e:4x4: .*memory.*\b[0-9.]+G", result.stderr), result.stderr[-2000:]
 
