@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ class Plan:
     slices: int
     chips: int
     mesh: dict[str, int]
-    remat: str
+    remat: Remat
     accumulation: int
     parameters: int
     chip_bytes: float | None
@@ -228,8 +228,7 @@ def _with_fewest_parts(config: RunConfig, mesh: MeshConfig, remat: Remat, slice:
 
 def _tried(config: RunConfig, slice: Topology) -> Plan | None:
     """The plan where it fits; tells people what became of it, since a search takes long."""
-    mesh = " ".join(f"{axis}={size}" for axis, size in vars(config.mesh).items() if size > 1)
-    what = f"{mesh or 'one device'}, remat {config.train.remat}, {config.train.accumulation} parts"
+    what = _variant(vars(config.mesh), config.train.remat, config.train.accumulation)
     try:
         plan = make_plan(config, slice)
     except InputError as error:
@@ -250,17 +249,18 @@ def _meshes(slice: Topology) -> Iterator[MeshConfig]:
         yield MeshConfig(data=slice.slices * devices, fsdp=1, tensor=1, context=1)
 
 
+def _variant(mesh: Mapping[str, int], remat: Remat, parts: int) -> str:
+    axes = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
+    return f"{axes}, remat {remat}, {parts} parts"
+
+
 def described(plan: Plan) -> str:
     """For people."""
     gib = lambda size: f"{size / GIB:.2f} GiB"  # noqa: E731
-    mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     name = plan.topology if plan.slices == 1 else f"{plan.slices} times {plan.topology}"
     collectives = ", ".join(f"{kind} {gib(size)}" for kind, size in plan.collective_bytes_per_step.items()) or "none"
     rows = [
-        (
-            "slice",
-            f"{name}, {plan.chips} chips, {mesh}, remat {plan.remat}, {plan.accumulation} parts",
-        ),
+        ("slice", f"{name}, {plan.chips} chips, {_variant(plan.mesh, plan.remat, plan.accumulation)}"),
         ("parameters", f"{plan.parameters:,}"),
         (
             "memory a chip",

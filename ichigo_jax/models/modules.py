@@ -237,7 +237,7 @@ def scan_layers(
       apply: one layer.
       carry: what flows from layer to layer.
       inputs: what each layer gets (a cache, say): a tree with leading axis L, for layers apart a list of L trees; or None.
-      remat: what the backward pass computes anew: "none", all but matrix products ("dots"), or everything ("full").
+      remat: what the backward pass computes anew: "none", all but products by weights ("dots"), or everything ("full").
 
     Returns:
       The last carry and the layers' outputs, stacked or listed as the inputs are.
@@ -266,8 +266,9 @@ def _whole(variable: nnx.Variable) -> nnx.Variable:
 
 
 # Gathered weights are never kept for the backward pass, which gathers them anew: all layers' would be the whole model on every
-# device. They are what comes out of a pinned sharding, reshaped or not; of anything else these operations cost nothing.
-_COST_NOTHING = frozenset({"sharding_constraint", "reshape", "transpose", "squeeze"})
+# device. They are what comes out of a pinned sharding, reshaped or not; of anything else these operations cost nothing, nor
+# does a name, before which the same array is kept.
+_COST_NOTHING = frozenset({"sharding_constraint", "reshape", "transpose", "squeeze", "name"})
 REMAT_POLICIES = {
     "none": lambda primitive, *_, **__: primitive.name not in _COST_NOTHING,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),

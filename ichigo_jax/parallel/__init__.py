@@ -12,6 +12,7 @@ from ichigo_jax.parallel.sharding import (
     named_sharding,
     partition_spec,
     replicated,
+    slice_count,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "named_sharding",
     "partition_spec",
     "replicated",
+    "slice_count",
 ]

@@ -73,17 +73,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if math.prod(shape) != len(devices):
         raise InputError(f"mesh {dict(zip(MESH_AXES, shape))} has {math.prod(shape)} devices, found {len(devices)}")
     types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = slice_count(devices)
+    # Splitting: where no axis is as long as some of the torus's axes together, a part of one will do.
     if slices == 1:
-        try:
-            return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-        except NotImplementedError:  # no axis is as long as some of the torus's axes together
-            return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), MESH_AXES, axis_types=types)
+        return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), MESH_AXES, axis_types=types)
     data, *within = shape
     if data % slices:
         raise InputError(f"mesh axis data of size {data} found with {slices} TPU slices, expected a multiple: they share it out")
-    split = (slices, *[1] * len(within))
-    return Mesh(create_hybrid_device_mesh((data // slices, *within), split, devices), MESH_AXES, axis_types=types)
+    each, split = (data // slices, *within), (slices, *[1] * len(within))
+    return Mesh(create_hybrid_device_mesh(each, split, devices, allow_split_physical_axes=True), MESH_AXES, axis_types=types)
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """In how many TPU slices devices are; other devices are in one."""
+    return len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.parallel import slice_count
 
 GIB = 1 << 30
 
@@ -80,13 +81,16 @@ class Topology:
       name: as the user gave it.
       devices: of that many processes' machines, real or not.
       chip: what one of them is; None where its figures are not known.
-      slices: in how many slices they are, each as large as the name says.
     """
 
     name: str
     devices: Sequence[jax.Device]
     chip: Chip | None
-    slices: int
+
+    @property
+    def slices(self) -> int:
+        """In how many slices the devices are, each as large as the name says."""
+        return slice_count(self.devices)
 
 
 def topology(name: str, slices: int = 1) -> Topology:
@@ -103,7 +107,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     if slices < 1 or (slices > 1 and chip not in CHIPS):
         raise InputError(f"--slices {slices} found with --topology {name}, expected 1, or more of TPU slices")
     if chip in CHIPS:
-        return Topology(name, _tpu_devices(shape, name, slices), CHIPS[chip], slices)
+        return Topology(name, _tpu_devices(shape, name, slices), CHIPS[chip])
     if chip not in ("cpu", "gpu") or not shape.isdigit() or int(shape) == 0:
         raise InputError(f"--topology {name}: expected one of {', '.join(CHIPS)} with a shape (v5e:4x4), cpu:N or gpu:N")
     try:
@@ -113,7 +117,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     if len(devices) < int(shape):
         hint = f"; start with XLA_FLAGS=--xla_force_host_platform_device_count={shape}" if chip == "cpu" else ""
         raise InputError(f"--topology {name}: {len(devices)} devices found{hint}")
-    return Topology(name, devices[: int(shape)], chip_of(devices[0]), slices)
+    return Topology(name, devices[: int(shape)], chip_of(devices[0]))
 
 
 def _tpu_devices(shape: str, name: str, slices: int) -> Sequence[jax.Device]:
