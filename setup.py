@@ -42,7 +42,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ichigo_jax*", "converters*"]),
     install_requires=[
-        "jax>=0.10,<0.13",
+        "jax>=0.10,!=0.10.2,<0.13",
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
