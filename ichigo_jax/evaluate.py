@@ -5,7 +5,11 @@
 
 ``speech-tokenizer`` writes every clip down through its codes and compares with the field ``text``: word and character error
 rate, and how the codebook is used. ``assistant`` answers every clip and compares with the field ``answer``, and asks the
-language model for the words as well. The output is {"metrics": {…}, "rows": [{…}, …]}.
+language model for the words as well. The output is {"metrics": {…}, "rows": [{…}, …], "normalizer": …}.
+
+Texts are compared as ``--normalizer`` says: ``plain`` (lower case, no punctuation; vowel signs, tones and the signs of numbers
+count), or as Whisper does, for figures beside published ones: ``whisper-english`` for English, ``whisper-letters`` for Chinese,
+Japanese, Thai, Lao and Burmese, ``whisper-basic`` for the rest. Error rates under two normalisers do not compare.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 from ichigo_jax.data.audio_files import read_manifest
 from ichigo_jax.errors import InputError, command
 from ichigo_jax.evaluation.codebook import codebook_statistics
+from ichigo_jax.evaluation.normalizers import NORMALIZERS, PLAIN
 from ichigo_jax.evaluation.text import error_rates, exact_fraction
 from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
@@ -38,21 +43,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", help="JSON lines with path and text; for assistant also answer")
     parser.add_argument("--model", required=True, metavar="DIR", help="the model folder that is measured")
     parser.add_argument("--speech-tokenizer", metavar="DIR", help="assistant: the one it was trained with")
+    parser.add_argument("--normalizer", choices=NORMALIZERS, default=PLAIN, help=f"how texts are compared ({PLAIN})")
     parser.add_argument("--output", required=True, metavar="FILE", help="a JSON file")
     arguments = parser.parse_args(argv)
     if arguments.what == "speech-tokenizer":
-        result = evaluate_speech_tokenizer(arguments.model, read_manifest(arguments.manifest, ("text",)))
+        rows = read_manifest(arguments.manifest, ("text",))
+        result = evaluate_speech_tokenizer(arguments.model, rows, arguments.normalizer)
     elif arguments.speech_tokenizer is None:
         raise InputError("evaluate assistant needs --speech-tokenizer DIR, the one that the language model was trained with")
     else:
         rows = read_manifest(arguments.manifest, ("text", "answer"))
-        result = evaluate_assistant(arguments.model, arguments.speech_tokenizer, rows)
+        result = evaluate_assistant(arguments.model, arguments.speech_tokenizer, rows, arguments.normalizer)
     write_json(arguments.output, result)
     for name, value in result["metrics"].items():
         print(f"{name:24} {value:.4f}")
 
 
-def evaluate_speech_tokenizer(model: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def evaluate_speech_tokenizer(model: str, rows: list[dict[str, Any]], normalizer: str = PLAIN) -> dict[str, Any]:
     """``wer``, ``cer``, the codebook's statistics and how often each code (the mask code left out) occurred."""
     tokenizer = SpeechTokenizer.from_pretrained(model)
     quantizer = tokenizer.config.quantizer
@@ -62,12 +69,13 @@ def evaluate_speech_tokenizer(model: str, rows: list[dict[str, Any]]) -> dict[st
     counts = np.bincount(codes, minlength=quantizer.codes)
     if quantizer.mask_code is not None:
         counts = np.delete(counts, quantizer.mask_code)
-    metrics = {**error_rates([row["text"] for row in rows], transcriptions), **codebook_statistics(counts)}
+    rates = error_rates([row["text"] for row in rows], transcriptions, normalizer)
+    metrics = {**rates, **codebook_statistics(counts)}
     rows = [{**row, "transcription": text} for row, text in zip(rows, transcriptions)]
-    return {"metrics": metrics, "code_counts": counts.tolist(), "rows": rows}
+    return {"metrics": metrics, "normalizer": normalizer, "code_counts": counts.tolist(), "rows": rows}
 
 
-def evaluate_assistant(model: str, speech_tokenizer: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def evaluate_assistant(model: str, speech_tokenizer: str, rows: list[dict[str, Any]], normalizer: str = PLAIN) -> dict[str, Any]:
     """``answers_exact``, the same for each kind of request, and ``wer`` of the language model's own transcriptions."""
     assistant = Assistant(LanguageModel.from_pretrained(model), SpeechTokenizer.from_pretrained(speech_tokenizer))
     heard = assistant.hear([row["path"] for row in rows])
@@ -79,13 +87,14 @@ def evaluate_assistant(model: str, speech_tokenizer: str, rows: list[dict[str, A
     transcriptions = ask([transcription_request(speech, "en", seed=0) for speech in heard])
     done = [{**row, "transcription": text, "reply": reply} for row, text, reply in zip(rows, transcriptions, replies)]
     metrics = {
-        "answers_exact": exact_fraction([row["answer"] for row in done], replies),
-        "wer": error_rates([row["text"] for row in done], transcriptions)["wer"],
+        "answers_exact": exact_fraction([row["answer"] for row in done], replies, normalizer),
+        "wer": error_rates([row["text"] for row in done], transcriptions, normalizer)["wer"],
     }
     for kind in sorted({row["kind"] for row in done if "kind" in row}):
         of_kind = [row for row in done if row.get("kind") == kind]
-        metrics[f"answers_exact/{kind}"] = exact_fraction([row["answer"] for row in of_kind], [row["reply"] for row in of_kind])
-    return {"metrics": metrics, "rows": done}
+        expected, found = [row["answer"] for row in of_kind], [row["reply"] for row in of_kind]
+        metrics[f"answers_exact/{kind}"] = exact_fraction(expected, found, normalizer)
+    return {"metrics": metrics, "normalizer": normalizer, "rows": done}
 
 
 if __name__ == "__main__":
