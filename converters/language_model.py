@@ -350,7 +350,7 @@ def _special_ids(folder: Path, config: LanguageModelConfig) -> dict[str, Any]:
 
 
 def heard_in_training(folder: Path) -> dict[str, Any]:
-    """What a folder's provenance says of the sound its model knows: whose codes, by fingerprint, and in which form."""
+    """What a folder's provenance says of its model's training: whose sound codes, in which form, and the chat template's date."""
     file = folder / "provenance.json"
     provenance = read_object(file) if file.exists() else {}
-    return {key: provenance[key] for key in ("speech_tokenizer_fingerprint", "sound_form") if key in provenance}
+    return {key: provenance[key] for key in ("speech_tokenizer_fingerprint", "sound_form", "chat_date") if key in provenance}

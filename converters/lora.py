@@ -256,8 +256,8 @@ def import_peft(source: Path, base: Path, target: Path) -> None:
         }
         state = unflatten_dict(lora.merge_arrays(stored, arrays, adapter))
         texts = base / TOKENIZER_FOLDER
-        of_base = language_model.heard_in_training(base)
-        save_model(partial, language_model.KIND, config, state, provenance | of_base, texts if texts.is_dir() else None)
+        trained = language_model.heard_in_training(base) | language_model.heard_in_training(source)
+        save_model(partial, language_model.KIND, config, state, provenance | trained, texts if texts.is_dir() else None)
         lora.save_adapter(partial, adapter, unflatten_dict(arrays), provenance)
 
 

@@ -7,6 +7,7 @@ is an error here and never a silent choice.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 import typing
 from collections.abc import Mapping
@@ -45,6 +46,20 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**arguments)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def checked_date(text: Any, where: str) -> str:
+    """``text``, if it is a date such as 2026-11-27.
+
+    Raises:
+      InputError: anything else; ``where`` begins the message.
+    """
+    try:
+        if datetime.date.fromisoformat(text).isoformat() == text:
+            return text
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{where}: {text!r} found, expected a date like '2026-11-27'")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

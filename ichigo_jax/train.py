@@ -141,6 +141,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
       profile: steps that are traced.
       accept_changed_data: whether it goes on although its data sources have other numbers of examples than when it began.
     """
+    errors.check_jaxlib()
     began = time.time()
     run_config.check_workdir(workdir, config)
     if hosts.largest((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own

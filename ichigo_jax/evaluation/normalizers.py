@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import regex
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from ichigo_jax.errors import InputError
 
 PLAIN = "plain"
+NORMALIZERS = (PLAIN, "whisper-english", "whisper-basic", "whisper-letters")
 SPELLINGS = "english_spellings.txt"
 
 # Scripts whose words have no spaces between them.
@@ -105,19 +105,17 @@ def find_normalizer(name: str) -> Normalizer:
     Raises:
       InputError: no such normaliser.
     """
-    if name not in _MAKERS:
+    if name not in NORMALIZERS:
         raise InputError(f"normaliser {name!r} found, expected one of {', '.join(NORMALIZERS)}")
-    return _MAKERS[name]()
+    return Normalizer(plain, plain_words) if name == PLAIN else _whisper(name)
 
 
-def _whisper(text: Callable[[str], str], words: Callable[[str], str] | None = None) -> Normalizer:
-    return Normalizer(lambda given: text(given).strip(), lambda given: (words or text)(given).strip())
+def _whisper(name: str) -> Normalizer:
+    from transformers.models.whisper import english_normalizer as originals  # here: transformers takes seconds to import
 
-
-_MAKERS: dict[str, Callable[[], Normalizer]] = {
-    PLAIN: lambda: Normalizer(plain, plain_words),
-    "whisper-english": lambda: _whisper(EnglishTextNormalizer(english_spellings())),
-    "whisper-basic": lambda: _whisper(BasicTextNormalizer()),
-    "whisper-letters": lambda: _whisper(BasicTextNormalizer(), BasicTextNormalizer(split_letters=True)),
-}
-NORMALIZERS = tuple(_MAKERS)
+    if name == "whisper-english":
+        normalize = split = originals.EnglishTextNormalizer(english_spellings())
+    else:
+        normalize = originals.BasicTextNormalizer()
+        split = originals.BasicTextNormalizer(split_letters=True) if name == "whisper-letters" else normalize
+    return Normalizer(lambda text: normalize(text).strip(), lambda text: split(text).strip())

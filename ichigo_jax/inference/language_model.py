@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ichigo_jax.errors import InputError
+from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference import generation
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
 from ichigo_jax.inference.sampling import Sampling, checked
 from ichigo_jax.inference.sizes import power_of_two
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model
+from ichigo_jax.models.folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.modules import unstack_layers
 from ichigo_jax.models.quantized_weights import Quantization
@@ -73,7 +73,7 @@ class LanguageModel:
         quantize: Quantization | None = None,
         group_size: int | None = None,
     ) -> LanguageModel:
-        """Loads a model folder.
+        """Loads a model folder. A chat template that asks for the date is told the one that the model was trained with.
 
         Args:
           folder: as ``converters import`` or training wrote it.
@@ -84,6 +84,7 @@ class LanguageModel:
         Raises:
           InputError: not a whole language-model folder, or a quantisation that does not fit it.
         """
+        check_jaxlib()
         check_quantization(quantize, group_size)
         config = load_config(folder, "language_model", LanguageModelConfig)
         mesh = _host_mesh() if quantize else None  # the weights as they are may not fit where the quantised ones do
@@ -93,8 +94,8 @@ class LanguageModel:
         else:
             model.layers = unstack_layers(model.layers)
         texts = Path(folder) / TOKENIZER_FOLDER
-        tokenizer = TextTokenizer.from_folder(texts) if texts.is_dir() else None
-        return cls(model, config, tokenizer, read_json(Path(folder) / "provenance.json"))
+        tokenizer = TextTokenizer.from_folder(texts, recorded_chat_date(folder)) if texts.is_dir() else None
+        return cls(model, config, tokenizer, read_json(Path(folder) / PROVENANCE))
 
     def logits(self, token_ids: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
         """Next-token logits at every position of sequences that start at position 0.

@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, check_clip, load_audio
 from ichigo_jax.audio.split import SEARCH_SECONDS, TARGET_SECONDS, WINDOW_SECONDS, split_at_silences
-from ichigo_jax.errors import InputError
+from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
@@ -111,6 +111,7 @@ class SpeechTokenizer:
         Raises:
           InputError: not a folder of a speech tokenizer, or one that is not whole.
         """
+        check_jaxlib()
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype {dtype!r} found, expected float32 or bfloat16")
         folder = Path(folder)

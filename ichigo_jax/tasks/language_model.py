@@ -24,7 +24,7 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.models import lora
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, save_model
+from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.parallel import hosts
@@ -111,14 +111,22 @@ class LanguageData:
       sound_form: "plain", or "compressed": runs of equal codes become a duration and one code.
       speech_tokenizer: the model folder whose codes the data holds; its fingerprint goes into the trained model's
         provenance.
+      chat_date: what a chat template that asks for today's date is told, as "2026-11-27"; the same on every day of the run, and
+        recorded in the trained model, which is told it again in answering. None: the date of the model that the run starts
+        from, or 2024-07-26 (``text.chat_template``) where that has none.
     """
 
     length: int
     packing: bool
     sound_form: Literal["plain", "compressed"]
     speech_tokenizer: str
+    chat_date: str | None
     sources: tuple[Source, ...]
     evaluation: tuple[EvaluationSet, ...]
+
+    def __post_init__(self):
+        if self.chat_date is not None:
+            configuration.checked_date(self.chat_date, "chat_date")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +173,10 @@ class LanguageModelTask:
         if init_from is None:
             new = configuration.from_dict(NewModel, self.config.model, "config.model")
             self.tokenizer_folder = Path(new.text_tokenizer)
-            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder, self.data.chat_date)
             return _model_config(new, self.tokenizer)
         self.tokenizer_folder = Path(init_from) / TOKENIZER_FOLDER
-        self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+        self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder, self.data.chat_date or recorded_chat_date(init_from))
         found = load_config(init_from, KIND, LanguageModelConfig)
         if expected is not None:
             check_equal(init_from, found.llama, expected, but=("vocab_size",))
@@ -265,7 +273,8 @@ class LanguageModelTask:
     def save(self, model: Llama, folder: Path) -> None:
         """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
         origin = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "sound_form": self.data.sound_form}
-        provenance = {**origin, **self.speech_tokenizer}
+        dated = {} if self.tokenizer.chat_date is None else {"chat_date": self.tokenizer.chat_date}
+        provenance = {**origin, **dated, **self.speech_tokenizer}
         with hosts.first_enters(whole(folder), "saved all of a model folder") as partial:
             target = partial or folder  # of which the other processes make no use
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))

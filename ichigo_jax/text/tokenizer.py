@@ -18,8 +18,10 @@ from typing import NamedTuple
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from ichigo_jax.configuration import checked_date
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
+from ichigo_jax.text import chat_template
 from ichigo_jax.vocab import SOUND_START, SoundVocabulary, duration_token, sound_token, sound_vocabulary
 
 # Tokens that end an answer or a text, in the families that are known here.
@@ -45,10 +47,13 @@ class TextTokenizer:
       bos_ids: what goes before a document: begin-of-text, or nothing in families without it.
       pad_id: the id to fill batches with.
       size: one more than the largest id.
+      chat_date: the date (year-month-day) that the chat template is told; None for a template that asks for none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, where: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, where: str, chat_date: str | None = None):
         """Wraps a loaded fast tokenizer; ``where`` names it in errors. See ``from_folder``."""
+        date = checked_date(chat_date or chat_template.UNRECORDED_DATE, f"{where}: chat_date")
+        self.chat_date = date if _asks_for_date(tokenizer) else None
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._plain = _without_added_tokens(self._backend, where)
@@ -73,11 +78,17 @@ class TextTokenizer:
         self.pad_id: int = self.eos_ids[0] if pad is None else pad
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike) -> TextTokenizer:
+    def from_folder(cls, folder: str | os.PathLike, chat_date: str | None = None) -> TextTokenizer:
         """Loads a local tokenizer folder (``tokenizer.json`` and its companions).
 
+        Args:
+          folder: where it is.
+          chat_date: what a chat template that asks for today's date is told: year-month-day. None: 2024-07-26, the date that
+            Llama's own templates name where they have no clock.
+
         Raises:
-          InputError: no such folder, not a byte-level BPE tokenizer, or sound tokens that are not numbered one after another.
+          InputError: no such folder, not a byte-level BPE tokenizer, sound tokens that are not numbered one after another, or
+            not a date.
         """
         if not (Path(folder) / "tokenizer.json").is_file():
             raise InputError(f"{folder}: no tokenizer.json found, expected a Hugging Face tokenizer folder")
@@ -88,7 +99,7 @@ class TextTokenizer:
             raise InputError(
                 f"{folder}: expected a Hugging Face tokenizer folder, found {' '.join(str(error).split())}"
             ) from None
-        return cls(tokenizer, str(folder))
+        return cls(tokenizer, str(folder), chat_date)
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` as it stands. No special or other added token is ever among them, nor a begin-of-text.
@@ -135,7 +146,7 @@ class TextTokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that two tokenizers share only when they encode every text and chat alike."""
-        description = self._backend.to_str() + json.dumps(self._tokenizer.chat_template)
+        description = self._backend.to_str() + json.dumps(self._tokenizer.chat_template) + (self.chat_date or "")
         return hashlib.sha256(description.encode()).hexdigest()[:16]
 
     @property
@@ -153,7 +164,7 @@ class TextTokenizer:
         return [part for part in [*parts, text[position:]] if part != ""]
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The conversation in the model's own chat template, as text.
+        """The conversation in the model's own chat template, as text: the same on any day.
 
         Raises:
           InputError: no chat template, or one that refuses the conversation.
@@ -161,9 +172,10 @@ class TextTokenizer:
         if not self._tokenizer.chat_template:
             raise InputError(f"{self._where}: no chat template found; use the tokenizer of an instruction-tuned model")
         try:
-            return self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            template = self._tokenizer.get_chat_template()
+            variables = {"messages": list(messages), "tools": None, "documents": None}
+            variables |= {"add_generation_prompt": add_generation_prompt, **self._tokenizer.special_tokens_map}
+            return chat_template.render(template, self.chat_date or chat_template.UNRECORDED_DATE, variables)
         except Exception as error:  # templates raise what they like
             raise InputError(f"{self._where}: the chat template refuses the conversation: {error}") from None
 
@@ -206,6 +218,11 @@ class StreamDecoder:
         """What is left at the end: a character that was cut off shows as U+FFFD."""
         text, self._pending = self._tokenizer.decode(self._pending), []
         return text
+
+
+def _asks_for_date(tokenizer: PreTrainedTokenizerFast) -> bool:
+    templates = tokenizer.chat_template or ""
+    return any(map(chat_template.asks_for_date, templates.values() if isinstance(templates, dict) else [templates]))
 
 
 def _without_added_tokens(backend: Tokenizer, where: str) -> Tokenizer:
