@@ -58,7 +58,7 @@ setup(
         "transformers>=4.55",
         "tokenizers>=0.21",
         "jinja2>=3.1.6",  # chat templates; transformers needs it for them and does not declare it
-        "regex>=2024.11",
+        "regex>=2025.10",
         "pyarrow>=18",
         "soundfile>=0.13",
         "soxr>=0.5",

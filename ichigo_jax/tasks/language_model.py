@@ -187,6 +187,8 @@ class LanguageModelTask:
     def _read_data(self, workdir: Path) -> None:
         fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]
         self.speech_tokenizer = {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
+        if self.tokenizer.chat_date is not None and hosts.is_first():
+            print(f"the chat template is told the date {self.tokenizer.chat_date} (data.chat_date)", file=sys.stderr)
         columns = ("tokens", "answer")
         self._evaluation = [(item, read_first_rows(item.path, columns, item.limit)) for item in self.data.evaluation]
         encoders = [self._encoder(source) for source in self.data.sources]

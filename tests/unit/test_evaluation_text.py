@@ -3,10 +3,14 @@
 import json
 import random
 import unicodedata
+from types import SimpleNamespace
 
 import jiwer
+import numpy as np
 import pytest
+import soundfile
 
+from ichigo_jax import evaluate
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.normalizers import NORMALIZERS, english_spellings, find_normalizer, plain, plain_words
 from ichigo_jax.evaluation.text import error_rates, exact_fraction
@@ -203,3 +207,43 @@ class TestWhisper:
 def test_unknown_normalizers_are_refused(name):
     with pytest.raises(InputError, match=f"normaliser {name!r} found, expected one of {', '.join(NORMALIZERS)}"):
         error_rates(["a"], ["a"], name)
+
+
+class TestEvaluateCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "name", "wrong"),
+        [
+            ([], "plain", True),
+            (["--normalizer", "whisper-english"], "whisper-english", False),
+            (["--normalizer", "plain"], "plain", True),
+        ],
+    )
+    def test_the_normalizer_is_chosen_and_recorded(self, monkeypatch, tmp_path, arguments, name, wrong):
+        class Heard:
+            config = SimpleNamespace(quantizer=SimpleNamespace(codes=4, mask_code=None))
+
+            @classmethod
+            def from_pretrained(cls, folder):
+                return cls()
+
+            def transcribe(self, paths):
+                return ["It's 21 colors."] * len(paths)
+
+            def encode(self, paths):
+                return [np.array([1, 2], np.int32)] * len(paths)
+
+        monkeypatch.setattr(evaluate, "SpeechTokenizer", Heard)
+        soundfile.write(tmp_path / "a.wav", np.zeros(160), 16000)
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"path": "a.wav", "text": "it is twenty-one colours"}) + "\n")
+        output = tmp_path / "result.json"
+        words = ["speech-tokenizer", "--model", "m", "--output", str(output), str(tmp_path / "rows.jsonl"), *arguments]
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(words)
+        assert end.value.code == 0
+        result = json.loads(output.read_text())
+        assert result["normalizer"] == name and (result["metrics"]["wer"] > 0) == wrong
+
+    def test_an_unknown_one_is_refused(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(["speech-tokenizer", "--model", "m", "--output", "o", "rows.jsonl", "--normalizer", "nfc"])
+        assert end.value.code == 2 and "invalid choice: 'nfc'" in capsys.readouterr().err

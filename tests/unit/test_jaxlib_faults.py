@@ -155,9 +155,9 @@ def test_jax_that_has_found_devices_is_told_from_jax_that_is_only_imported():
     assert jax.devices() and jaxlib_faults._devices_are_known()
 
 
-@pytest.mark.parametrize("module", ["train", "transcribe", "generate", "evaluate", "plan"])
-def test_importing_a_command_does_not_start_jax(module):
-    """Or the flag would come too late for it."""
-    name = f"ichigo_jax.{module}"
-    code, out, err = python(f"{PRETEND}import {name}, ichigo_jax.errors as e; e.check_jaxlib(); print(os.environ['XLA_FLAGS'])")
+def test_importing_the_commands_does_not_start_jax():
+    """Or the flag would come too late for them."""
+    commands = ("train", "transcribe", "tokenize", "generate", "evaluate", "plan", "synthesize")
+    names = ", ".join([*(f"ichigo_jax.{name}" for name in commands), "converters.__main__"])
+    code, out, err = python(f"{PRETEND}import {names}\nichigo_jax.errors.check_jaxlib(); print(os.environ['XLA_FLAGS'])")
     assert (code, out.strip()) == (0, FLAG), err
