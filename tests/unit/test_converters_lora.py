@@ -124,6 +124,18 @@ def test_bfloat16_bases_stay_bfloat16(bases, adapters, tmp_path):
     assert {array.dtype.name for array in load_adapter(tmp_path / "model")[1].values()} == {"float32"}
 
 
+def test_what_an_adapter_was_trained_with_comes_before_what_its_base_was(bases, broken, tmp_path):
+    base = shutil.copytree(bases / "llama", tmp_path / "base")
+    write_json(base / "provenance.json", {"sound_form": "plain", "chat_date": "2024-07-26"})
+    write_json(broken / "provenance.json", {"chat_date": "2026-11-27"})
+    lora.import_peft(broken, base, tmp_path / "model")
+    lora.export_peft(tmp_path / "model", tmp_path / "out", None)
+    language_model.export_hf(tmp_path / "model", tmp_path / "hf")
+    for folder in ("model", "out", "hf"):
+        found = read_json(tmp_path / folder / "provenance.json")
+        assert (found["sound_form"], found["chat_date"]) == ("plain", "2026-11-27")
+
+
 # From training to PEFT -----------------------------------------------------------------------------------------------
 
 
