@@ -177,7 +177,8 @@ class TextTokenizer:
             variables |= {"add_generation_prompt": add_generation_prompt, **self._tokenizer.special_tokens_map}
             return chat_template.render(template, self.chat_date or chat_template.UNRECORDED_DATE, variables)
         except Exception as error:  # templates raise what they like
-            raise InputError(f"{self._where}: the chat template refuses the conversation: {error}") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self._where}: the chat template refuses the conversation: {reason}") from None
 
     def _find_sound(self) -> SoundVocabulary | None:
         first = self._added.get(SOUND_START)

@@ -132,6 +132,12 @@ class TestRendering:
         with pytest.raises(InputError, match="the chat template refuses the conversation: it draws at random"):
             encode_chat(loaded(draw + TURNS), ASK, True)
 
+    @pytest.mark.parametrize("template", ["{% broken", "{{ raise_exception('a\nb') }}", "{{ messages.nothing.at_all }}"])
+    def test_what_templates_object_to_is_told_in_one_line(self, loaded, template):
+        with pytest.raises(InputError, match="here: the chat template refuses the conversation: .") as error:
+            encode_chat(loaded(template), ASK, True)
+        assert "\n" not in str(error.value)
+
     def test_an_open_template_of_transformers_keeps_its_clock(self, plain_folder, loaded, today):
         asked(loaded(ALWAYS))
         today(2031, 1, 9)
