@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 NO_TORCH = """
 import importlib.machinery
 find = importlib.machinery.PathFinder.find_spec
-def without_torch(name, path=None, target=None):
+def without_torch(cls, name, path=None, target=None):
     return None if name.partition(".")[0] == "torch" else find(name, path, target)
-importlib.machinery.PathFinder.find_spec = without_torch
+importlib.machinery.PathFinder.find_spec = classmethod(without_torch)
 """
 COMMANDS = ["train", "evaluate", "generate", "transcribe", "tokenize", "plan", "synthesize", "train_text_tokenizer"]
 MODULES = [
