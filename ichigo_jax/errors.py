@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import re
+import select
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -26,6 +27,10 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and what to do. Commands print it and exit
     with code 2; library callers catch it as a ``ValueError``.
     """
+
+
+class ReaderGone(BrokenPipeError):
+    """Whoever read a command's output has gone away, as ``| head`` does: no fault, but there is nobody to write for."""
 
 
 def one_line(text: object) -> str:
@@ -67,12 +72,14 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
         except InputError as error:
             _tell(f"error: {error}")
             code = BAD_INPUT
-        except BrokenPipeError:
+        except ReaderGone:
             code = READER_GONE
-            _discard_output()
         except OSError as error:
             if error.errno is None:  # raised by a library, not by the system: its traceback is needed
                 raise
+            if isinstance(error, BrokenPipeError) and _output_has_no_reader():
+                _discard_output()
+                sys.exit(READER_GONE)
             name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
             _tell(f"error: {name}{system_fault(error)}")
             code = 1 if error.errno in _PASSING or isinstance(error, ConnectionError) else BAD_INPUT
@@ -87,6 +94,16 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
 
 def _tell(message: str) -> None:
     print(one_line(message), file=sys.stderr)
+
+
+def _output_has_no_reader() -> bool:
+    """Whether standard output is a pipe that nobody reads; a pipe or connection of another kind may break as well."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _discard_output() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ichigo_jax.errors import InputError, system_fault
+from ichigo_jax.errors import InputError, ReaderGone, system_fault
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _STANDARD_ERROR = ("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2")
@@ -114,6 +114,7 @@ def open_output(target: str | os.PathLike, replace: bool = False) -> Iterator[IO
 
     Raises:
       InputError: what ``whole`` refuses, or a stream that cannot be opened.
+      ReaderGone: nobody reads the pipe any longer.
     """
     name = os.fspath(target)
     if name in STANDARD_OUTPUT or name in _STANDARD_ERROR:
@@ -128,8 +129,11 @@ def open_output(target: str | os.PathLike, replace: bool = False) -> Iterator[IO
             file = open(os.dup(int(numbered[1])) if numbered else name, "w", encoding="utf-8")
         except (OSError, OverflowError) as error:
             raise InputError(f"{target}: cannot be written: {error}; choose another output") from None
-        with file:
-            yield file
+        try:
+            with file:
+                yield file
+        except BrokenPipeError:
+            raise ReaderGone from None
     else:
         check_output(target, replace)
         with whole(target, replace) as partial, partial.open("w", encoding="utf-8") as file:

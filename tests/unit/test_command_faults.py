@@ -1,5 +1,6 @@
 """The commands on manifests, outputs and flags that users get wrong: one row's error or one line, before any work."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -15,11 +16,13 @@ from test_generation import save_tiny_model
 from test_speech_tokenizer import NANO, noise
 
 from ichigo_jax import SpeechTokenizer, evaluate, generate, synthesize, tokenize, train_text_tokenizer, transcribe
+from ichigo_jax.inference.decoding_options import GREEDY
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
 from ichigo_jax.storage import read_json
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
+from ichigo_jax.text.whisper import language_code
 
 NO_MODEL = "no-model-here"  # what fails before the model is loaded fails without one
 LENGTHS = [3000, 4000, 5000, 6000]
@@ -329,6 +332,25 @@ class TestFlags:
     def test_seeds_in_python(self, language_model, seed):
         with pytest.raises(ValueError, match=f"seed {seed} found, expected 0 to 4294967295"):
             LanguageModel.from_pretrained(language_model).generate([[1]], 2, seed=seed)
+
+
+def test_languages_as_whisper_calls_them():
+    names = {"Vietnamese": "vi", "mandarin": "zh", "Lao": "lo", "JW": "jw", "haw": "haw", "Cantonese": "yue", "FLEMISH": "nl"}
+    for name, code in {**names, "xx": "xx", "abc": "abc"}.items():
+        assert language_code(name) == code == dataclasses.replace(GREEDY, language=name).language
+    for name in ("Klingon", "en-US", "", "e", "fr_FR"):
+        with pytest.raises(ValueError, match=f"language '{name}' found, expected an abbreviation or name"):
+            dataclasses.replace(GREEDY, language=name)
+
+
+@pytest.mark.parametrize(
+    "option", [{"temperature": (float("nan"),)}, {"temperature": (0.0, float("inf"))}, {"logprob_threshold": float("nan")}]
+)
+def test_decoding_options_are_numbers(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        dataclasses.replace(GREEDY, **option)
+    with pytest.raises(ValueError, match="patience"):
+        dataclasses.replace(GREEDY, beam_size=2, patience=float("inf"))
 
 
 @pytest.mark.parametrize("language, code", [("EN", "en"), ("English", "en"), ("english ", "en")])

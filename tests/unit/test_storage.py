@@ -95,7 +95,8 @@ class TestJsonLines:
         faults("new", "x")
         assert log.read_text(encoding="utf-8").split("\n")[-2:] == ['{"path": "new", "error": "x"}', ""], "on a line of its own"
         FaultLog(log)("new", "again")
-        assert log.read_text(encoding="utf-8").count("new") == 1
+        written = log.read_text(encoding="utf-8")
+        assert written.count("new") == 1 and "again" not in written
 
 
 class TestJsonOutput:
@@ -214,6 +215,15 @@ class TestHowCommandsEnd:
         )
         assert result.stderr == ""
 
+    def test_a_reader_of_a_named_pipe_that_goes_away(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        reader = threading.Thread(target=lambda: (tmp_path / "pipe").open("rb").close())
+        reader.start()
+        code = f"with storage.open_output({str(tmp_path / 'pipe')!r}) as file:\n    while True: storage.write_json_line(file, 1)"
+        result = python(code)
+        reader.join(10)
+        assert (result.returncode, result.stderr) == (errors.READER_GONE, "")
+
     @pytest.mark.parametrize("line", ["print('x' * 100)", "print('x', flush=True)", "print('x' * 1_000_000)"])
     def test_a_full_disk_behind_standard_output(self, line):
         result = python(line, pipe="> /dev/full")
@@ -227,6 +237,7 @@ class TestHowCommandsEnd:
             (OSError(errno.EIO, "Input/output error", "a\nb"), 1, "a\\nb: Input/output error"),
             (OSError(errno.ESTALE, "Stale file handle"), 1, "Stale file handle"),
             (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), 1, "Connection reset by peer"),
+            (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),  # of a connection, not of the output
             (InputError("a\u2028b\r.wav\x1b[2J: no\udcff"), 2, "a\\u2028b\\r.wav\\x1b[2J: no\\xff"),
         ],
     )
