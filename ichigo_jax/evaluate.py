@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("manifest", metavar="MANIFEST", help="JSON lines with path and text; for assistant also answer")
     parser.add_argument("--model", required=True, metavar="DIR", help="the model folder that is measured")
     parser.add_argument("--speech-tokenizer", metavar="DIR", help="assistant: the one it was trained with")
-    parser.add_argument("--output", required=True, metavar="FILE", help="a JSON file, or - for standard output")
+    parser.add_argument("--output", required=True, metavar="FILE", help="a JSON file, replaced if it is there, or -")
     arguments = parser.parse_args(argv)
     check_output(arguments.output, replace=True)
     if arguments.what == "speech-tokenizer":
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate_assistant(arguments.model, arguments.speech_tokenizer, rows)
     write_json(arguments.output, result)
     for name, value in result["metrics"].items():
-        print(f"{name:24} {value}" if isinstance(value, int) else f"{name:24} {value:.4f}", file=_beside(arguments.output))
+        number = str(value) if isinstance(value, int) else f"{value:.4f}"
+        print(f"{one_line(name):24} {number}", file=_beside(arguments.output))
     return 1 if result["metrics"]["unusable_clips"] else 0
 
 

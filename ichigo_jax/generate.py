@@ -8,7 +8,6 @@ python -m ichigo_jax.generate --model DIR --quantize int8 --prompt "What is thre
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import ichigo_jax
@@ -16,7 +15,7 @@ from ichigo_jax.arguments import ArgumentParser, unicode_text, whole_number
 from ichigo_jax.data.folders import on_disk
 from ichigo_jax.errors import InputError, command, unicode_only
 from ichigo_jax.inference.sampling import Sampling, check_seed, checked
-from ichigo_jax.storage import write_json_line
+from ichigo_jax.storage import open_output, write_json_line
 
 
 def build_parser() -> ArgumentParser:
@@ -70,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pieces = assistant.stream(audio, messages, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed, **sampling)
     if arguments.json:
         asked = {"audio": unicode_only(arguments.audio)} if arguments.audio else {"prompt": arguments.prompt}
-        write_json_line(sys.stdout, {**asked, "text": "".join(pieces)})
+        with open_output("-") as file:
+            write_json_line(file, {**asked, "text": "".join(pieces)})
     else:
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -27,6 +27,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 MANIFEST_SUFFIX = ".jsonl"
 
+SHOWN = 3  # manifests that a message names
 GIVEN = "manifest_"  # before the name of a manifest's field that is also one of the program's own
 
 Row = dict[str, Any]
@@ -88,7 +89,8 @@ def list_audio(paths: Iterable[str | os.PathLike], tell: Callable[[str], None] |
             manifests.add(_place(path))
             rows += [(row, True) for row in read_manifest(path)]
     unread = [file for file in unread if _place(file) not in manifests]
-    advice = f"{len(unread)} manifests in folders were not read, {unread[0]} among them; name those to read" if unread else ""
+    shown = ", ".join(map(str, unread[:SHOWN])) + (", …" if len(unread) > SHOWN else "")
+    advice = f"manifests inside folders are not read ({shown}); name those that are to be read" if unread else ""
     if not rows:
         raise InputError(f"no audio files found, expected names such as one.wav or one.mp3{'; ' if advice else ''}{advice}")
     if advice and tell is not None:
