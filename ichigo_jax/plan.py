@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from ichigo_jax.arguments import ArgumentParser
 from ichigo_jax.errors import InputError, command
 from ichigo_jax.models.modules import Remat
 from ichigo_jax.parallel import batch_sharding, make_mesh
@@ -292,7 +293,7 @@ def _first_sentence(error: Exception) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")

@@ -29,6 +29,7 @@ import soundfile
 from tqdm import tqdm
 
 from ichigo_jax import errors, storage
+from ichigo_jax.arguments import ArgumentParser
 from ichigo_jax.audio.decode import SAMPLE_RATE
 from ichigo_jax.data.spoken_requests import Request, requests
 from ichigo_jax.data.synthesis import Voice, synthesize
@@ -93,6 +94,7 @@ def write_corpus(output: Path, utterances: int, heldout_sentences: int, seed: in
     """
     if utterances < 1:
         raise errors.InputError(f"--utterances: found {utterances}, expected at least 1")
+    storage.check_output(output)
     training, heldout = split_requests(heldout_sentences, seed)
     sets = {
         "train": (itertools.islice(itertools.cycle(training), utterances), TRAINING_VOICES),
@@ -157,7 +159,7 @@ def _summary(rows: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.synthesize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, type=Path, help="the folder to make; it must not exist")

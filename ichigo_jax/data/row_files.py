@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ichigo_jax.errors import InputError
+from ichigo_jax.data.folders import files_below
+from ichigo_jax.errors import InputError, system_fault
+from ichigo_jax.storage import json_object
 
 JSON_LINES = ".jsonl"
 SUFFIXES = (".parquet", JSON_LINES)
@@ -32,21 +33,28 @@ class Chunk(NamedTuple):
             yield from self.content.to_pylist()
             return
         for line in self.content:
-            yield _json_row(line) if line.strip() else None
+            try:
+                yield json_object(line)
+            except InputError as error:
+                yield error
 
 
 def find_row_files(path: str) -> list[Path]:
     """The file ``path``, or the parquet and JSON-lines files in and below the folder ``path``, sorted by name.
 
+    Linked folders are followed and hidden files passed over, see ``folders.files_below``.
+
     Raises:
-      InputError: nothing there, or a folder without such files.
+      InputError: nothing there, a folder without such files, or one that cannot be listed.
     """
     root = Path(path)
     if not root.is_dir():
         if not root.is_file():
             raise InputError(f"{path}: no such file or folder")
         return [root]
-    files = sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    files, locked = files_below(root, SUFFIXES)
+    if locked:
+        raise InputError(f"{locked[0].filename}: cannot be listed: {system_fault(locked[0])}; make it readable or remove it")
     if not files:
         raise InputError(f"{path}: no rows found in this folder, expected files ending in {' or '.join(SUFFIXES)}")
     return files
@@ -59,7 +67,7 @@ def read_chunks(files: Sequence[Path], columns: Sequence[str], rows_per_chunk: i
       InputError: a file that is no parquet, is damaged, or lacks a column. A JSON row without one is for the caller to find.
     """
     for file in files:
-        if file.suffix == JSON_LINES:
+        if file.suffix.lower() == JSON_LINES:
             yield from _json_chunks(file, rows_per_chunk)
             continue
         try:
@@ -109,12 +117,4 @@ def _json_chunks(file: Path, rows_per_chunk: int) -> Iterator[Chunk]:
                     return
                 yield Chunk(file, first, content)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _json_row(line: bytes) -> Row | InputError:
-    try:
-        row = json.loads(line)
-    except ValueError:  # of which a UnicodeDecodeError is one
-        row = None
-    return row if isinstance(row, dict) else InputError(f"expected a JSON object, found {line[:60]!r}")
+        raise InputError(f"{file}: cannot be read: {system_fault(error)}") from None

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference import generation
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
-from ichigo_jax.inference.sampling import Sampling, checked
+from ichigo_jax.inference.sampling import Sampling, check_seed, checked
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
@@ -209,6 +209,7 @@ class LanguageModel:
             raise InputError(f"prompt of {longest} tokens found, the model's context is {context}; shorten the conversation")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens {max_new_tokens} found, expected at least 1")
+        check_seed(seed)
         tokens, lengths = _padded(prompts)
         # Rows that only fill the batch up have no token to give.
         limits = np.where(np.arange(len(tokens)) < len(prompts), np.minimum(max_new_tokens, context - lengths), 0)

@@ -5,12 +5,16 @@ Filters and their order are those of Hugging Face ``generate``: repetition penal
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ichigo_jax.errors import InputError
+
+MOST_TOP_K = 2**31 - 1  # of int32, and more than any vocabulary has
+MOST_SEED = 2**32 - 1  # JAX takes no more bits of a seed unless it computes in 64 bits
 
 
 class Sampling(NamedTuple):
@@ -38,17 +42,27 @@ def checked(sampling: Sampling) -> Sampling:
       InputError: a value outside its range.
     """
     ranges = {
-        "temperature": (sampling.temperature >= 0, "at least 0"),
+        "temperature": (0 <= sampling.temperature < math.inf, "a number of at least 0"),
         "top_k": (sampling.top_k >= 0, "at least 0 (0: all)"),
         "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= sampling.min_p <= 1, "between 0 and 1"),
-        "repetition_penalty": (sampling.repetition_penalty > 0, "above 0 (1: none)"),
+        "repetition_penalty": (0 < sampling.repetition_penalty < math.inf, "a number above 0 (1: none)"),
     }
     for name, (holds, expected) in ranges.items():
         if not holds:
             raise InputError(f"{name} {getattr(sampling, name)} found, expected {expected}")
     temperature, top_k, top_p, min_p, repetition_penalty = sampling
-    return Sampling(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
+    return Sampling(float(temperature), min(int(top_k), MOST_TOP_K), float(top_p), float(min_p), float(repetition_penalty))
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed of which JAX would use a part only, so that two seeds would give the same draws.
+
+    Raises:
+      InputError: not from 0 to 2**32 - 1.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError(f"seed {seed} found, expected 0 to {MOST_SEED}")
 
 
 def choose(logits: jax.Array, seen: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom up; a package may import its own and those before it.
 LAYERS = [
-    {"errors", "jaxlib_faults", "configuration", "storage", "vocab", "parallel", "planning"},
+    {"errors", "arguments", "jaxlib_faults", "configuration", "storage", "vocab", "parallel", "planning"},
     {"audio", "text"},
     {"models"},
     {"data", "inference"},
