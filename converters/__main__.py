@@ -29,23 +29,21 @@ def run_import(arguments: argparse.Namespace) -> None:
     if found.kind == language_model.KIND and arguments.tokenizer:
         raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
     if found.format == "peft":
-        _import_adapter(found, arguments)
-        notes = []
+        notes = _import_adapter(found, arguments)
     elif found.kind == language_model.KIND:
-        language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
-        notes = []
+        notes = language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == whisper.KIND:
-        source = whisper.open_source(found)
+        source = whisper.open_source(found, keeps_dtypes=arguments.dtype is None)
         _print(whisper.describe(source))
         notes = whisper.import_whisper(source, arguments.target, arguments.dtype, arguments.tokenizer)
     else:
-        file = speech_tokenizer.open_file(found, quantizer.parse_given(arguments.set))
+        file = speech_tokenizer.open_file(found, quantizer.parse_given(arguments.set), keeps_dtypes=arguments.dtype is None)
         _print(speech_tokenizer.describe_file(file))
         if arguments.whisper is None:
             raise errors.InputError(
                 f"{found.path}: a quantiser without its Whisper found; give that by --whisper: {file.whisper}"
             )
-        source = whisper.open_source(recognise(arguments.whisper))
+        source = whisper.open_source(recognise(arguments.whisper), keeps_dtypes=arguments.dtype is None)
         print(f"recognised: {_name(source.found)}, {whisper.size(source.config)}")
         notes = speech_tokenizer.import_quantizer(file, source, arguments.target, arguments.dtype, arguments.tokenizer)
     for note in notes:
@@ -115,12 +113,12 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
     elif found.kind == whisper.KIND:
-        lines |= whisper.describe(whisper.open_source(found))
+        lines |= whisper.describe(whisper.open_source(found, keeps_dtypes=False))
     elif found.kind == speech_tokenizer.KIND and found.format == "model folder":
         lines |= speech_tokenizer.describe_folder(found)
     elif found.kind == speech_tokenizer.KIND:
         given = quantizer.parse_given(arguments.set)
-        lines |= speech_tokenizer.describe_file(speech_tokenizer.open_file(found, given))
+        lines |= speech_tokenizer.describe_file(speech_tokenizer.open_file(found, given, keeps_dtypes=False))
     _print(lines)
 
 

@@ -243,7 +243,7 @@ def import_peft(source: Path, base: Path, target: Path) -> None:
         tensors = _read_weights(source)
         engine.check(pieces, tensors, str(source))
         _check_tied(pieces, tensors, source)
-        arrays = engine.assemble(engine.read_pieces(pieces, lambda key: tensors[key].read(), None), targets)
+        arrays = engine.assemble(engine.read_pieces(pieces, lambda key: tensors[key].read(), None, str(source)), targets)
         stored = load_arrays(base)
         engine.check_stored(stored, language_model.target_shapes(config), base)
 
