@@ -51,12 +51,10 @@ def run_import(arguments: argparse.Namespace) -> None:
     print(f"written: {arguments.target}")
 
 
-def _import_adapter(found: Recognised, arguments: argparse.Namespace) -> None:
-    if arguments.base is None:
-        raise errors.InputError(f"{found.path}: an adapter without its base model found; give that by --base, a model folder")
+def _import_adapter(found: Recognised, arguments: argparse.Namespace) -> list[str]:
     if arguments.dtype:
         raise errors.InputError(f"--dtype with {_name(found)} found; the base's dtypes are kept, cast when that is imported")
-    lora.import_peft(found.path, arguments.base, arguments.target)
+    return lora.import_peft(found.path, arguments.base, arguments.target)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -177,7 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")
-    importing.add_argument("--base", metavar="DIR", type=Path, help="the model folder that a PEFT adapter was trained on")
+    importing.add_argument(
+        "--base",
+        metavar="DIR",
+        type=Path,
+        help="the model folder that a PEFT adapter was trained on (default: the one that it names)",
+    )
     importing.add_argument("--dtype", choices=[*engine.IMPORT_DTYPES], help="cast the weights (default: as they are)")
     importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
     importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)

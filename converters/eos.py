@@ -43,7 +43,7 @@ def ids_in(values: Mapping[str, Any], file: Path) -> tuple[int, ...]:
 
 def notes(folder: Path, config: LanguageModelConfig, tokenizer: TextTokenizer | None) -> list[str]:
     """What an import says of the ends that it found in a Hugging Face folder."""
-    said = f"answers end at: {spelled(config.eos_token_ids, tokenizer)}"
+    said = f"answers end at {spelled(config.eos_token_ids, tokenizer)}"
     generation, network = (ids_in(values, folder) for values in (generation_config(folder), read_object(folder / CONFIG)))
     if generation and network and {*generation} != {*network}:
         said += f" ({GENERATION}; {CONFIG} has {spelled(network, tokenizer)})"
@@ -53,14 +53,13 @@ def notes(folder: Path, config: LanguageModelConfig, tokenizer: TextTokenizer | 
     ordinary = [token for token in config.eos_token_ids if token not in tokenizer.added.values()]
     if ordinary:
         lines.append(
-            f"{spelled(ordinary, tokenizer)} is no special token, so answers stop wherever it occurs; "
-            f"eos_token_id of {GENERATION if generation else CONFIG} may be wrong"
+            f"{spelled(ordinary, tokenizer)}: no special token, so answers stop wherever one is written; "
+            f"is eos_token_id in {GENERATION if generation else CONFIG} right?"
         )
     turn_end = tokenizer.turn_end_id
     if turn_end is not None and turn_end not in config.eos_token_ids:
         lines.append(
-            f"the chat template ends a turn with {spelled([turn_end], tokenizer)}, which is not among them: "
-            "answers in a chat stop there as well, and a model that is trained from this one has it among them"
+            f"the chat template ends a turn with {spelled([turn_end], tokenizer)}: chats stop there too, and training adds it"
         )
     return lines
 

@@ -78,19 +78,19 @@ def _read_hf_config(source: Path, tokenizer: TextTokenizer | None) -> LanguageMo
     file = source / "config.json"
     values = read_object(file)
     network = llama.config_from_hf(values, str(file))
-    if tokenizer is not None and tokenizer.size > network.vocab_size and not _unused(tokenizer, network.vocab_size):
+    if tokenizer is not None and tokenizer.size > network.vocab_size and not unused_tokens(tokenizer, network.vocab_size):
         raise InputError(
             f"{source}: the tokenizer has ids up to {tokenizer.size - 1}, expected ids below vocab_size "
             f"{network.vocab_size} of config.json; the tokenizer is another model's"
         )
-    sound = None if tokenizer is None else tokenizer.sound
+    sound, ends = None if tokenizer is None else tokenizer.sound, eos.of_folder(source)
     try:
-        return LanguageModelConfig(network, sound, eos.of_folder(source), padded_vocab_size=network.vocab_size)
+        return LanguageModelConfig(network, sound, ends, padded_vocab_size=network.vocab_size)
     except InputError as error:
         raise InputError(f"{source}: {error}; correct config.json or generation_config.json") from None
 
 
-def _unused(tokenizer: TextTokenizer, vocab_size: int) -> list[str]:
+def unused_tokens(tokenizer: TextTokenizer, vocab_size: int) -> list[str]:
     """The tokens from id ``vocab_size`` on where no text and no chat has any of them; an empty list where one may occur."""
     beyond = {name: index for name, index in tokenizer.added.items() if index >= vocab_size}
     used = {*tokenizer.chat_ids, *tokenizer.eos_ids, *tokenizer.bos_ids}
@@ -117,7 +117,7 @@ def open_hf(source: Path, dtype: np.dtype | None = None, keeps_dtypes: bool = Tr
     engine.check(pieces_of(config), tensors, str(source), keeps_dtypes=keeps_dtypes, advice=advice)
     weights: Mapping[str, engine.Weight] = tensors
     if tokenizer is not None and tokenizer.size > config.llama.vocab_size:
-        names = _unused(tokenizer, config.llama.vocab_size)
+        names = unused_tokens(tokenizer, config.llama.vocab_size)
         notes.append(f"rows for {', '.join(names)} added, which the embedding lacks: the mean of the others")
         config, weights = _with_rows(config, weights, tokenizer.size)
     unread = llama.unread_rope(read_object(source / "config.json"))

@@ -59,6 +59,9 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> LlamaConfig:
     faults = [f"{name} is missing" for name in _COPIED if values.get(name) is None]
     for name, allowed in _MUST_BE.items():
         if name in values and values[name] not in allowed:
+            if name == "quantization_config":
+                faults.append(f"{name} {values[name]!r} found; quantised weights cannot be expressed, take those from before")
+                continue
             faults.append(f"{name} {values[name]!r} cannot be expressed, expected {' or '.join(map(repr, allowed))}")
     if model_type == "llama" and values.get("attention_bias"):
         faults.append("attention_bias True puts a bias on the attention's output too, which cannot be expressed")
