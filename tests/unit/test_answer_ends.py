@@ -45,11 +45,6 @@ def tokenizers(tmp_path_factory):
     return root
 
 
-def with_template(folder, template):
-    (folder / "chat_template.jinja").write_text(template)
-    return TextTokenizer.from_folder(folder)
-
-
 # The tokenizer -------------------------------------------------------------------------------------------------------
 
 
@@ -64,16 +59,17 @@ def test_the_end_of_a_turn_is_what_the_chat_template_writes_after_an_answer(toke
 @pytest.mark.parametrize(
     ("template", "turn_end"),
     [
-        ("{% for m in messages %}<|start_header_id|>{{ m['content'] }}<|python_tag|>\n<|eot_id|>{% endfor %}", "<|python_tag|>"),
-        ("{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}", "<|eot_id|>"),
-        ("{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<|eot_id|>{% endif %}{% endfor %}", None),
+        ("<|start_header_id|>{{ m['content'] }}<|python_tag|>\n<|eot_id|>", "<|python_tag|>"),
+        ("{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}", "<|eot_id|>"),
+        ("{{ m['content'] }}{% if not loop.last %}<|eot_id|>{% endif %}", None),
         ("{{ raise_exception('only tools') }}", None),
         ("{{ messages[0]['content'] }}<|eot_id|>", None),
     ],
-)  # fmt: skip
+)
 def test_other_chat_templates(tokenizers, tmp_path, template, turn_end):
     folder = shutil.copytree(tokenizers / "llama", tmp_path / "t")
-    tokenizer = with_template(folder, template)
+    (folder / "chat_template.jinja").write_text(f"{{% for m in messages %}}{template}{{% endfor %}}")
+    tokenizer = TextTokenizer.from_folder(folder)
     assert tokenizer.turn_end_id == (None if turn_end is None else tokenizer.special_id(turn_end))
     assert turn_end is None or tokenizer.turn_end_id in tokenizer.eos_ids
 
@@ -110,7 +106,7 @@ def hf_folder(tokenizers, folder, name, config_eos, generation_eos):
         ("qwen", 270, 270, (270,), "answers end at 270 <|endoftext|>\n", "272 <|im_end|>"),
         ("qwen", 272, [272, 270], (272, 270), "answers end at 272 <|im_end|>, 270 <|endoftext|> (gen", None),
         ("llama", None, None, (), "answers end at no token\n", "262 <|eot_id|>"),
-        ("llama", 2, None, (2,), "2 #: no special token, so answers stop wherever one is written; is eos_token_id in config.json", "262"),
+        ("llama", 2, None, (2,), "2 #: no special token, so answers stop wherever one is written; is eos_token_id in", "262"),
     ],
 )  # fmt: skip
 def test_an_import_says_where_answers_end(tokenizers, tmp_path, capsys, name, config_eos, generation_eos, eos, said, turn_end):
@@ -135,6 +131,7 @@ def test_an_import_says_where_answers_end(tokenizers, tmp_path, capsys, name, co
 )
 def test_ends_that_are_no_ids_are_refused(tokenizers, tmp_path, capsys, generation_eos, message):
     folder = hf_folder(tokenizers, tmp_path / "hf", "llama", 257, generation_eos)
+    capsys.readouterr()
     assert run("import", folder, tmp_path / "model") == 2
     error = capsys.readouterr().err
     assert message in error and str(folder) in error and error.count("\n") == 1
@@ -218,7 +215,7 @@ def test_a_base_model_that_is_trained_on_chats_ends_answers_where_they_do(root, 
             "--config.train.steps=2",
             "--config.train.batch_size=8",
             "--config.optimizer.warmup_steps=1",
-            "--config.data.length=48",
+            "--config.data.length=96",
         ],
     )
     if adapter:
