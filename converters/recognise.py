@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from converters import torch_files
 from converters.llama import ARCHITECTURES
+from converters.sources import is_file
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
 
@@ -44,9 +45,9 @@ def recognise(path: Path) -> Recognised:
 
 
 def _folder(path: Path) -> Recognised:
-    if (path / "adapter_config.json").exists():  # trainers put the base's config.json beside it
+    if is_file(path / "adapter_config.json"):  # trainers put the base's config.json beside it
         return Recognised(path, "peft", "language_model")
-    if not (path / "config.json").exists():
+    if not is_file(path / "config.json"):
         raise InputError(f"{path}: no config.json in it, expected a Hugging Face folder or a model folder")
     values = read_json(path / "config.json")
     if isinstance(values, dict) and isinstance(values.get("kind"), str):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from converters import engine, foreign, safetensors_files, torch_files, whisper_hf, whisper_text
 from converters.recognise import Recognised
-from converters.sources import copy_files, sha256
+from converters.sources import copy_files, is_file, sha256
 from converters.whisper_weights import hf_table, openai_table
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
@@ -55,6 +55,7 @@ class Source:
       files: what the provenance hashes.
       tokenizer: a folder with its text tokenizer's files, or None.
       section: what ``foreign.json`` keeps of it.
+      notes: what the user should know of it.
     """
 
     found: Recognised
@@ -64,10 +65,15 @@ class Source:
     files: tuple[Path, ...]
     tokenizer: Path | None
     section: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-def open_source(found: Recognised) -> Source:
+def open_source(found: Recognised, keeps_dtypes: bool = True) -> Source:
     """Opens a Whisper, that inside a speech tokenizer's folder too.
+
+    Args:
+      found: where it is.
+      keeps_dtypes: whether it will be read without a cast, see ``engine.check``.
 
     Raises:
       InputError: another model, or one that is broken; all faults of its weights at once.
@@ -77,28 +83,28 @@ def open_source(found: Recognised) -> Source:
     if found.kind != KIND:
         raise InputError(f"{found.path}: {found.kind} as {found.format} found, expected a Whisper in any format")
     if found.format == "openai":
-        return _open_openai(found)
-    return _open_hf(found)
+        return _open_openai(found, keeps_dtypes)
+    return _open_hf(found, keeps_dtypes)
 
 
-def _open_openai(found: Recognised) -> Source:
+def _open_openai(found: Recognised, keeps_dtypes: bool) -> Source:
     where = str(found.path)
     dims = found.contents["dims"]
     if not isinstance(dims, Mapping):
         raise InputError(f"{where}: expected a dictionary dims, found {type(dims).__name__}")
     config = make_config(dims, f"{where}: dims")
     tensors = torch_files.tensors(found.contents["model_state_dict"], f"{where}: model_state_dict")
-    read = _reader(openai_table(config), config, tensors, where)
+    read = _reader(openai_table(config), config, tensors, where, keeps_dtypes)
     return Source(found, config, tensors, read, (found.path,), None, {"format": "openai"})
 
 
-def _open_hf(found: Recognised) -> Source:
+def _open_hf(found: Recognised, keeps_dtypes: bool) -> Source:
     config = make_config(whisper_hf.dims(found.path), f"{found.path / 'config.json'}")
-    tensors = whisper_hf.without_tied_copy(safetensors_files.read_folder(found.path), found.path)
+    tensors, notes = whisper_hf.read_weights(found.path)
     files = (found.path / "config.json", *sorted({tensor.file for tensor in tensors.values()}))
-    read = _reader(hf_table(config), config, tensors, str(found.path))
-    has_text = (found.path / "tokenizer.json").exists()
-    return Source(found, config, tensors, read, files, found.path if has_text else None, whisper_hf.section(found.path))
+    read = _reader(hf_table(config), config, tensors, str(found.path), keeps_dtypes)
+    text = found.path if is_file(found.path / "tokenizer.json") else None
+    return Source(found, config, tensors, read, files, text, whisper_hf.section(found.path), tuple(notes))
 
 
 def _open_model_folder(found: Recognised) -> Source:
@@ -121,16 +127,16 @@ def _open_model_folder(found: Recognised) -> Source:
 
 
 def _reader(
-    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str
+    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str, keeps_dtypes: bool
 ) -> Callable[[np.dtype | None], dict[engine.Path, np.ndarray]]:
     targets = engine.target_shapes(maker(config))
     pieces = engine.expand(table, targets)
-    engine.check(pieces, tensors, where)
     uncast = engine.buffers(maker(config))
+    engine.check(pieces, tensors, where, keeps_dtypes=keeps_dtypes, uncast=uncast)
 
     def read(dtype: np.dtype | None) -> dict[engine.Path, np.ndarray]:
         bar = tqdm(pieces, desc="reading Whisper", unit="tensor", disable=None)
-        return engine.assemble(engine.read_pieces(bar, lambda key: tensors[key].read(), dtype, uncast), targets)
+        return engine.assemble(engine.read_pieces(bar, lambda key: tensors[key].read(), dtype, where, uncast), targets)
 
     return read
 
@@ -176,7 +182,7 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
         state = unflatten_dict(source.read(engine.IMPORT_DTYPES[dtype] if dtype else None))
         save_model(partial, KIND, source.config, state, provenance(source), text)
         foreign.write(partial, {"whisper": source.section}, {})
-    return notes
+    return [*source.notes, *notes]
 
 
 def text_tokenizer(source: Source, given: Path | None, workspace: Path) -> tuple[Path | None, list[str]]:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from converters import whisper_text
+from converters import safetensors_files, whisper_text
 from converters.safetensors_files import Tensor
 from converters.sources import read_object
 from ichigo_jax.audio.decode import SAMPLE_RATE
@@ -71,16 +69,24 @@ def dims(folder: Path) -> dict[str, Any]:
     return {ours: values[theirs] for ours, theirs in _DIMS.items()}
 
 
-def without_tied_copy(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Leaves out the output projection, which some folders hold beside the embedding that it is.
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a folder without the output projection, which some hold beside the embedding that it is; what to say.
 
     Raises:
-      InputError: the two differ, which the model here cannot express.
+      InputError: weights that are broken; a projection of its own, which the model here cannot express.
     """
-    if TIED_COPY in tensors and EMBEDDING in tensors:
-        if not np.array_equal(tensors[TIED_COPY].read(), tensors[EMBEDDING].read()):
-            raise InputError(f"{folder}: {TIED_COPY} differs from {EMBEDDING}, expected the same: Whisper's are tied")
-    return {key: tensor for key, tensor in tensors.items() if key != TIED_COPY}
+    tensors = safetensors_files.read_folder(folder, lambda key: key == TIED_COPY)
+    copy = tensors.pop(TIED_COPY, None)
+    if copy is None:
+        return tensors, []
+    if EMBEDDING not in tensors:
+        return tensors | {EMBEDDING: copy}, [f"{TIED_COPY} alone is stored; it is the embedding as well"]
+    if not safetensors_files.same_values(copy, tensors[EMBEDDING], None):
+        raise InputError(
+            f"{folder}: {TIED_COPY} differs from {EMBEDDING}, expected the same: Whisper's are tied; if it is out of date, "
+            "remove it from the weights"
+        )
+    return tensors, [f"left out: {TIED_COPY}, which is stored as well and equals the embedding that it is tied to"]
 
 
 def section(folder: Path) -> dict[str, Any]:

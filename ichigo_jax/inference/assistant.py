@@ -45,8 +45,7 @@ class Assistant:
         Raises:
           InputError: no text tokenizer, no sound tokens, or another speech tokenizer than in training.
         """
-        if language_model.tokenizer is None:
-            raise InputError("the language model has no text tokenizer; add its tokenizer files to the model folder")
+        _ = language_model.chat_tokenizer  # refuses a model without one
         if speech_tokenizer is not None:
             _check_pair(language_model, speech_tokenizer, allow_other_speech_tokenizer)
         self.language_model = language_model
@@ -70,11 +69,12 @@ class Assistant:
         self, audio: Audio | None = None, messages: Messages = (), *, max_new_tokens: int = 256, **options: Any
     ) -> Iterator[str]:
         """As ``reply``, in pieces of whole characters as they are written; joined they are what ``reply`` returns."""
-        tokenizer = self.language_model.tokenizer
+        tokenizer = self.language_model.chat_tokenizer
         prompt = encode_chat(tokenizer, self._conversation(audio, messages), add_generation_prompt=True).ids
         decoder = StreamDecoder(tokenizer)
+        options["stop_ids"] = stop_ids = self.language_model.chat_stop_ids(options.get("stop_ids"))
         for token in self.language_model.stream(prompt, max_new_tokens, **options):
-            if piece := decoder.push(token):
+            if token not in stop_ids and (piece := decoder.push(token)):
                 yield piece
         if piece := decoder.finish():
             yield piece

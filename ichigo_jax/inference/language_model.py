@@ -171,10 +171,38 @@ class LanguageModel:
         Raises:
           InputError: no text tokenizer, or what ``encode_chat`` and ``generate`` refuse.
         """
+        tokenizer = self.chat_tokenizer
+        prompts = [encode_chat(tokenizer, messages, add_generation_prompt=True).ids for messages in conversations]
+        options["stop_ids"] = stop_ids = self.chat_stop_ids(options.get("stop_ids"))
+        answers = self.generate(prompts, max_new_tokens, **options)
+        return [tokenizer.decode([token for token in ids if token not in stop_ids]) for ids in answers]
+
+    @property
+    def chat_tokenizer(self) -> TextTokenizer:
+        """The text tokenizer, without which there is no chat.
+
+        Raises:
+          InputError: the model has none.
+        """
         if self.tokenizer is None:
-            raise InputError("the language model has no text tokenizer; add its tokenizer files to the model folder")
-        prompts = [encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids for messages in conversations]
-        return [self.tokenizer.decode(ids) for ids in self.generate(prompts, max_new_tokens, **options)]
+            raise InputError(
+                "the language model has no text tokenizer; add its tokenizer files (tokenizer.json, tokenizer_config.json, "
+                "chat_template.jinja) to the model folder, as its folder tokenizer"
+            )
+        return self.tokenizer
+
+    def chat_stop_ids(self, stop_ids: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The tokens that end an answer in a chat.
+
+        A base model's own ids end texts, not turns, so what ends a turn in the tokenizer's chat template is added.
+
+        Args:
+          stop_ids: what the caller asks for instead.
+        """
+        if stop_ids is not None:
+            return tuple(stop_ids)
+        turn_end = self.chat_tokenizer.turn_end_id
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *([] if turn_end is None else [turn_end]))))
 
     def stream(
         self,

@@ -182,7 +182,9 @@ class LanguageModelTask:
             check_equal(init_from, found.llama, expected, but=("vocab_size",))
         if self.starting.adapter is not None:
             lora.check_fits(self.starting.adapter, found.llama)
-        return found
+        # Whatever ends the texts and turns of training ends those of the trained model; a base model has not all of them.
+        ends = dict.fromkeys((*found.eos_token_ids, *self.tokenizer.eos_ids))
+        return dataclasses.replace(found, eos_token_ids=tuple(ends))
 
     def _read_data(self, workdir: Path) -> None:
         fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]

@@ -29,6 +29,10 @@ DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
 END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", *DOCUMENT_ENDS)
 
 
+# A conversation that shows where a chat template ends an answer. No template writes or trims these characters.
+_REQUEST, _ANSWER = "\ue000request\ue001", "\ue000answer\ue001"
+
+
 class Token(NamedTuple):
     """One id and the characters ``[start, end)`` of the text that it stands for."""
 
@@ -42,7 +46,11 @@ class TextTokenizer:
 
     Attributes:
       sound: where the sound tokens are, or None when the vocabulary has none.
-      eos_ids: every id that ends an answer, ascending.
+      eos_ids: every id that ends an answer or a document, ascending: the known ones of ``END_TOKENS``, the tokenizer's own, and
+        the one that ends a turn in the chat template. This is the one place that knows them; a model's
+        ``LanguageModelConfig.eos_token_ids`` are these, or those that its files came with.
+      turn_end_id: the special token that ends an answer in the chat template; None without a template.
+      chat_ids: all special tokens that the chat template writes around a request and its answer.
       end_of_text_id: the one that ends a document, where there is no turn to end.
       bos_ids: what goes before a document: begin-of-text, or nothing in families without it.
       pad_id: the id to fill batches with.
@@ -65,8 +73,8 @@ class TextTokenizer:
         self.sound = self._find_sound()
         self.size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         ends = {self._backend.token_to_id(name) for name in END_TOKENS} | {tokenizer.eos_token_id}
-        self.eos_ids = tuple(sorted(ends - {None}))
-        if not self.eos_ids:
+        self._ends: frozenset[int] = frozenset(ends - {None})
+        if not self._ends:
             raise InputError(f"{where}: no end-of-text token found, expected one (eos_token in tokenizer_config.json)")
         documents = [self._backend.token_to_id(name) for name in DOCUMENT_ENDS]
         self.end_of_text_id: int = next((index for index in documents if index is not None), tokenizer.eos_token_id)
@@ -75,7 +83,7 @@ class TextTokenizer:
         pad = tokenizer.pad_token_id
         if pad is None:
             pad = self._backend.token_to_id("<|finetune_right_pad_id|>")
-        self.pad_id: int = self.eos_ids[0] if pad is None else pad
+        self.pad_id: int = min(self._ends) if pad is None else pad
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, chat_date: str | None = None) -> TextTokenizer:
@@ -144,6 +152,33 @@ class TextTokenizer:
         return self._backend.id_to_token(token_id)
 
     @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self._ends | {self.turn_end_id} - {None}))
+
+    @functools.cached_property
+    def turn_end_id(self) -> int | None:
+        parts = self._example_chat
+        after_answer = parts[parts.index(_ANSWER) + 1 :] if _ANSWER in parts else []
+        return next((part for part in after_answer if isinstance(part, int)), None)
+
+    @functools.cached_property
+    def chat_ids(self) -> frozenset[int]:
+        return frozenset(part for part in self._example_chat if isinstance(part, int))
+
+    @functools.cached_property
+    def _example_chat(self) -> list[str | int]:
+        """A request and its answer in the chat template, cut at special tokens and around ``_ANSWER``; else nothing."""
+        if not self._tokenizer.chat_template:
+            return []
+        messages = [{"role": "user", "content": _REQUEST}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            rendered = self.render_chat(messages, add_generation_prompt=False)
+        except InputError:  # a template for other conversations; it says so to whoever uses it for one
+            return []
+        before, answer, after = rendered.partition(_ANSWER)
+        return [*self.split_special(before), *([answer] if answer else []), *self.split_special(after)]
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that two tokenizers share only when they encode every text and chat alike."""
         description = self._backend.to_str() + json.dumps(self._tokenizer.chat_template) + (self.chat_date or "")
@@ -153,6 +188,10 @@ class TextTokenizer:
     def added(self) -> Mapping[str, int]:
         """Every added token, special or not, and its id."""
         return self._added
+
+    def has_only_added_from(self, first: int) -> bool:
+        """Whether no text without special tokens has an id from ``first`` on."""
+        return max(self._plain.get_vocab().values()) < first
 
     def split_special(self, text: str) -> list[str | int]:
         """Cuts *trusted* text (a chat template's own) at added tokens: ``'a<|eot_id|>'`` -> ``['a', 128009]``."""
