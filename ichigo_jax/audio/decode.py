@@ -118,8 +118,7 @@ def _decode(source: SourceFile, path: str, max_seconds: float, max_bytes: int) -
     except Damage as error:
         raise AudioError(f"{path}: {error}") from None
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats, such as .raw
-        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
-        raise AudioError(f"{path}: found no audio that can be decoded ({reason}), {_READABLE}") from None
+        raise AudioError(f"{path}: found no audio that can be decoded ({_reason(error)}), {_READABLE}") from None
     for doubt in [*sound.doubts, *phase.doubts()]:
         warnings.warn(f"{path}: found {doubt}", AudioWarning, stacklevel=3)
     # Parts of one rate are resampled together, so that nothing is heard where they meet.
@@ -127,6 +126,11 @@ def _decode(source: SourceFile, path: str, max_seconds: float, max_bytes: int) -
     if len(stretches) > 1:
         stretches = [(rate, samples) for rate, samples in stretches if samples.size]
     return check_clip(_joined([_at_16_khz(samples, rate, path) for rate, samples in stretches]), path)
+
+
+def _reason(error: Exception) -> str:
+    """In libsndfile's words."""
+    return getattr(error, "error_string", str(error)).strip().rstrip(".").removeprefix("Error : ")
 
 
 def _rate(part: tuple[int, list[np.ndarray]]) -> int:
@@ -176,10 +180,16 @@ def _read_blocks(stream: _Stream, counted: bool, bounds: _Bounds, phase: _Phase)
     announced = stream.frames if counted and stream.frames != _UNKNOWN_FRAMES else None
     bounds.check(announced or 0, stream.samplerate, stream.channels)
     blocks, frames = [], 0
-    while len(block := stream.read(_block_size(announced, frames), dtype="float32", always_2d=True)):
-        frames += len(block)
-        bounds.check(frames, stream.samplerate, stream.channels)
-        blocks.append(phase.mix(block))
+    try:
+        while len(block := stream.read(_block_size(announced, frames), dtype="float32", always_2d=True)):
+            frames += len(block)
+            bounds.check(frames, stream.samplerate, stream.channels)
+            blocks.append(phase.mix(block))
+    except soundfile.LibsndfileError as error:
+        expected = f"the {announced} of its header" if announced else "whole frames to its end"
+        raise Damage(
+            f"found {frames} frames and then an error ({_reason(error)}), expected {expected}; the file is cut short or damaged"
+        ) from None
     if announced is not None and frames < announced:
         raise Damage(f"found {frames} frames, expected the {announced} of its header; the file is cut short or damaged")
     bounds.pass_over(frames, stream.samplerate, stream.channels)

@@ -26,7 +26,7 @@ def find_sound(source: SourceFile) -> Sound:
         return ogg.ogg_sound(source)
     if head.startswith(flac.MAGIC):
         return flac.flac_sound(source)
-    if chunks.form_of(head) or chunks.is_au(head):
+    if chunks.is_chunked(head):
         return chunks.chunk_sound(source)
     if name := _foreign(head):
         raise Unsupported(name)

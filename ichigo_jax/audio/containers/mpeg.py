@@ -29,6 +29,7 @@ _XING, _VBRI = (b"Xing", b"Info"), b"VBRI"
 _VBRI_AT = 36  # bytes from the start of a frame
 _COUNTED, _SIZED, _WITH_TABLE, _WITH_QUALITY = 1, 2, 4, 8  # Xing's flags: which fields follow
 _LAME_PADDING_AT = 21  # bytes from the encoder's name to its delay and padding, of 12 bits each
+_CUT = "its last MPEG frame cut off; sound may be missing"
 _PLACEHOLDERS = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # for a number of frames, from writers that could not come back
 
 
@@ -90,7 +91,8 @@ def mpeg_sound(source: SourceFile) -> Sound:
         return Sound()  # of free format, say; the decoder may know better
     if len(runs) == 1 and not doubts and _is_plain(source, runs[0], start):
         return Sound()
-    parts, left = [], sum(run.frames + bool(run.info) for run in runs)
+    # Some encoders count the frame with the header as well; but a file that ends within a frame is not given one more.
+    parts, left = [], sum(run.frames + bool(run.info) for run in runs) - (_CUT in doubts)
     for run in runs:
         if run.frames:
             info = _corrected_info(source, run, left)
@@ -165,11 +167,11 @@ def _after_junk(source: SourceFile, start: int, stop: int, kind: tuple | None, d
     if length := tag_length(source, start):
         return start + length, kind
     if stop - start < 4 and b"\xff" == source.read(start, 1):
-        doubts.append("its last MPEG frame cut off")
+        doubts.append(_CUT)
         return stop, kind
     header = frame_header(source.read(start, 4))
     if header and header.kind == kind and start + header.size > stop:
-        doubts.append("its last MPEG frame cut off")
+        doubts.append(_CUT)
         return stop, kind
     at = start
     while at < stop:

@@ -79,7 +79,8 @@ def ogg_sound(source: SourceFile) -> Sound:
     spoken = [link for link in links if link.codec]
     doubts += [doubt for link in spoken for doubt in _doubts(link)]
     if len(links) == 1 and spoken and links[0].codec != "FLAC" and not links[0].others and not strays:
-        return Sound((Part(),), doubts)
+        if links[0].pages[0].start == 0:  # no tag before it, which the decoder takes for something else
+            return Sound((Part(),), doubts)
     parts = []
     for link in spoken:
         if link.codec == "FLAC":
