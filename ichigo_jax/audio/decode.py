@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import stat
 import warnings
@@ -21,6 +22,7 @@ SAMPLE_RATE = 16000
 LOUDEST = 100.0  # times full scale: what is louder are integers that nobody scaled, and their log-mel would overflow
 
 _BLOCK_FRAMES = 1 << 16
+_BUFFER = 1 << 16  # bytes
 _UNKNOWN_FRAMES = (1 << 63) - 1  # what libsndfile says of a stream whose header has no length
 _READABLE = "expected wav, flac, mp3 or ogg"
 
@@ -62,7 +64,7 @@ def load_audio(path: str | os.PathLike, max_seconds: float, max_bytes: int) -> n
     """
     path = os.fspath(path)
     try:
-        mode = os.stat(path).st_mode
+        mode = _mode(path)
         if not stat.S_ISREG(mode):
             found = "a folder" if stat.S_ISDIR(mode) else "something else"
             raise AudioError(f"{path}: found {found}, expected an audio file")
@@ -105,6 +107,14 @@ def check_clip(samples: np.ndarray, name: str) -> np.ndarray:
     if peak > LOUDEST:
         raise AudioError(f"{name}: found a sample of size {peak:g}, expected [-1, 1]; divide 16-bit samples by 32768")
     return samples
+
+
+def _mode(path: str) -> int:
+    """What kind of file it is, and who may read it."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError as error:  # a name that no file can have
+        raise AudioError(f"{path!r}: cannot be read ({error}), expected an audio file") from None
 
 
 def _decode(source: SourceFile, path: str, max_seconds: float, max_bytes: int) -> np.ndarray:
@@ -169,7 +179,8 @@ def _read_part(source: SourceFile, part: Part, bounds: _Bounds, phase: _Phase) -
     if part.pieces is None:  # by its descriptor: to be read through Python takes most of a short file's time
         with _Stream(source.descriptor, closefd=False) as stream:
             return stream.samplerate, _read_blocks(stream, part.counted, bounds, phase)
-    with PartFile(source, part.pieces) as file, _Stream(file) as stream:
+    file = PartFile(source, part.pieces)
+    with io.BufferedReader(file, _BUFFER) as buffered, _Stream(buffered) as stream:
         blocks = _read_blocks(stream, part.counted, bounds, phase)
         if file.fault:
             raise file.fault

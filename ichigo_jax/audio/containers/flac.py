@@ -29,7 +29,7 @@ def flac_sound(source: SourceFile) -> Sound:
     """The streams of a file, see ``flac_streams``."""
     start, stop = start_of_sound(source), end_of_sound(source)
     parts = flac_streams(source, [(start, stop)])
-    if len(parts) == 1 and parts[0].counted:
+    if len(parts) == 1 and parts[0].counted and start == 0:
         return Sound()
     return Sound(parts)
 

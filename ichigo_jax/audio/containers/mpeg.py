@@ -13,7 +13,7 @@ import functools
 from typing import NamedTuple
 
 from ichigo_jax.audio.containers.source import Damage, Part, Piece, Sound, SourceFile
-from ichigo_jax.audio.containers.tags import end_of_sound, start_of_sound, tag_length
+from ichigo_jax.audio.containers.tags import ID3V2_HEADER, end_of_sound, start_of_sound, tag_length
 
 # kbit/s by bitrate index
 _BITRATES = {
@@ -102,10 +102,11 @@ def mpeg_sound(source: SourceFile) -> Sound:
 
 
 def _is_plain(source: SourceFile, run: Run, start: int) -> bool:
-    """Whether a decoder finds all of it by itself: a header that tells the right number, the frames, at most ID3v1."""
+    """Whether a decoder finds all of it by itself: a header that tells the right number, the frames, an ordinary tag or none."""
     return (
         run.info is not None
         and run.info[0] == start
+        and (start == 0 or start == tag_length(source, 0) > ID3V2_HEADER)  # libsndfile knows one tag that is not empty
         and len(run.pieces) == 1
         and source.size - run.pieces[0][1] in (0, 128)
         and _announced(source, run.info) == run.frames

@@ -128,7 +128,7 @@ def _pages(source: SourceFile, doubts: list[str]) -> Iterator[Page]:
         end = body + sum(window[at + _HEADER : body])
         if end > len(window) or segments == 0 and at + _HEADER > len(window):
             raise Damage(f"found its last Ogg page cut off at byte {stop}, expected a whole one; the file is cut short")
-        if window[end : end + 4] != MAGIC and end < len(window) and window.find(MAGIC, at + 4, end) >= 0:
+        if window[end : end + 4] != MAGIC and end < len(window) and window.find(MAGIC, at + 4, end + 3) >= 0:
             raise Damage(
                 f"found an Ogg page at byte {start} that is cut off, expected a whole one; a part of the sound is missing"
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ichigo_jax.audio.containers.source import SourceFile
 
 _ID3V1, _ID3V2, _APE, _LYRICS = b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"
-_ID3V1_BYTES, _ID3V2_HEADER, _APE_HEADER = 128, 10, 32
+ID3V2_HEADER = 10  # bytes
+_ID3V1_BYTES, _APE_HEADER = 128, 32
 _LYRICS_ENDS = b"LYRICS200", b"LYRICSEND"
 _LONGEST_LYRICS = 1 << 20
 
@@ -17,9 +18,9 @@ _LONGEST_LYRICS = 1 << 20
 def tag_length(source: SourceFile, start: int) -> int:
     """Bytes of the tag that begins at ``start``; 0 where none does."""
     head = source.read(start, _APE_HEADER)
-    if head.startswith(_ID3V2) and len(head) >= _ID3V2_HEADER and max(head[6:10]) < 128 and head[3] != 255:
-        footer = _ID3V2_HEADER if head[5] & 0x10 else 0
-        return _ID3V2_HEADER + _seven_bits(head[6:10]) + footer
+    if head.startswith(_ID3V2) and len(head) >= ID3V2_HEADER and max(head[6:10]) < 128 and head[3] != 255:
+        footer = ID3V2_HEADER if head[5] & 0x10 else 0
+        return ID3V2_HEADER + _seven_bits(head[6:10]) + footer
     if head.startswith(_APE):
         is_header = len(head) == _APE_HEADER and head[23] & 0x20
         return _APE_HEADER + (int.from_bytes(head[12:16], "little") if is_header else 0)
@@ -57,7 +58,7 @@ def _length_of_last_tag(source: SourceFile, end: int) -> int:
         header = _APE_HEADER if foot[23] & 0x80 else 0
         length = int.from_bytes(foot[12:16], "little") + header
     elif last[-10:].startswith(b"3DI"):
-        length = 2 * _ID3V2_HEADER + _seven_bits(last[-4:])
+        length = 2 * ID3V2_HEADER + _seven_bits(last[-4:])
     elif last.endswith(_LYRICS_ENDS[0]) and last[-15:-9].isdigit():
         length = int(last[-15:-9]) + 15
     elif last.endswith(_LYRICS_ENDS[1]):
