@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -15,11 +16,32 @@ class InputError(ValueError):
     """
 
 
+class InputWarning(UserWarning):
+    """Something the user gave is used although it looks wrong.
+
+    The message is one line that names it. Commands print it on standard error, once.
+    """
+
+
+def show_input_warnings() -> None:
+    """From now on an ``InputWarning`` is shown as its one line, without the place in the code where it was raised."""
+    others = warnings.showwarning
+
+    def show(message, category, *place) -> None:
+        if issubclass(category, InputWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *place)
+
+    warnings.showwarning = show
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., None]:
     """Turns ``main`` into a command: an ``InputError`` becomes one line on standard error and exit code 2."""
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
+        show_input_warnings()
         try:
             code = main(*args, **kwargs)
         except InputError as error:

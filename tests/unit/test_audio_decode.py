@@ -1,12 +1,14 @@
 import itertools
 import struct
+import warnings
 
 import numpy as np
 import pytest
 import soundfile
 
+from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, AudioError, check_clip, load_audio
-from ichigo_jax.errors import InputError
+from ichigo_jax.errors import InputError, command
 
 HOUR = 3600.0
 GIB = 1 << 30
@@ -180,6 +182,27 @@ def test_a_wav_whose_header_announces_more_than_the_file_has(tmp_path):
     content[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)  # what recorders write that stream and never come back
     path.write_bytes(content)
     np.testing.assert_allclose(load(path), tone(), atol=2**-15)
+
+
+def test_commands_show_a_doubtful_file_once_in_one_line(tmp_path, capsys):
+    clips = [tmp_path / f"{number}.wav" for number in range(3)]
+    for clip in clips:
+        soundfile.write(clip, np.stack([tone(), -tone()], axis=1), SAMPLE_RATE)
+
+    @command
+    def main():
+        list(map_ahead(load, [*clips, *clips]))
+        warnings.warn("of another kind", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit):
+            main()
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if "channels that cancel" in line]
+    assert sorted(told) == [line for line in sorted(lines) if line.startswith("warning: ")]
+    assert [line.split(": found")[0] for line in sorted(told)] == [f"warning: {clip}" for clip in clips]
+    assert [str(other.message) for other in others] == ["of another kind"]
 
 
 def test_check_clip_returns_float32():
