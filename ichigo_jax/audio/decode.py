@@ -178,19 +178,21 @@ def _read_part(source: SourceFile, part: Part, bounds: _Bounds, phase: _Phase) -
     """
     if part.pieces is None:  # by its descriptor: to be read through Python takes most of a short file's time
         with _Stream(source.descriptor, closefd=False) as stream:
-            return stream.samplerate, _read_blocks(stream, part.counted, bounds, phase)
+            return stream.samplerate, _read_blocks(stream, part, bounds, phase)
     file = PartFile(source, part.pieces)
     with io.BufferedReader(file, _BUFFER) as buffered, _Stream(buffered) as stream:
-        blocks = _read_blocks(stream, part.counted, bounds, phase)
+        blocks = _read_blocks(stream, part, bounds, phase)
         if file.fault:
             raise file.fault
         return stream.samplerate, blocks
 
 
-def _read_blocks(stream: _Stream, counted: bool, bounds: _Bounds, phase: _Phase) -> list[np.ndarray]:
-    announced = stream.frames if counted and stream.frames != _UNKNOWN_FRAMES else None
+def _read_blocks(stream: _Stream, part: Part, bounds: _Bounds, phase: _Phase) -> list[np.ndarray]:
+    announced = stream.frames if part.counted and stream.frames != _UNKNOWN_FRAMES else None
     bounds.check(announced or 0, stream.samplerate, stream.channels)
     blocks, frames = [], 0
+    if part.skip:
+        stream.read(part.skip, dtype="float32")
     try:
         while len(block := stream.read(_block_size(announced, frames), dtype="float32", always_2d=True)):
             frames += len(block)

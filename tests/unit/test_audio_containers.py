@@ -219,6 +219,18 @@ def test_a_number_of_frames_that_is_wrong_or_missing(path, mode, count):
     assert 0 <= len(found) - len(whole) <= 2 * 1152  # at most the encoder's delay and padding come with it
 
 
+@pytest.mark.parametrize("bitrates", [[8], [8, 14], [1, 8], [14, 1]])
+@pytest.mark.parametrize("stereo", [True, False])
+def test_layer_2_has_no_header_with_a_number_of_frames(path, bitrates, stereo):
+    """Frames of silence, of one bitrate or of several."""
+    kilobits = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+    frames = [
+        bytes((0xFF, 0xFD, index << 4, 0 if stereo else 0xC0)) + bytes(144 * 1000 * kilobits[index] // 44100 - 4)
+        for index in np.repeat(bitrates, 40)
+    ]
+    assert len(load(path, b"".join(frames))) == round(1152 * len(frames) * SAMPLE_RATE / 44100)
+
+
 @pytest.mark.parametrize("lost", [400, 3000, 10**4])
 def test_an_mp3_with_fewer_frames_than_its_header_tells_of_is_refused(path, lost):
     with pytest.raises(AudioError, match=r"clip: found \d+ MPEG frames, expected the \d+ of its header; the file is cut short"):

@@ -37,7 +37,8 @@ class Header(NamedTuple):
     """What the four bytes before a frame say."""
 
     size: int  # bytes of the frame
-    kind: tuple  # frames of one kind can be decoded together
+    samples: int  # of each channel
+    kind: tuple  # version, layer, rate, whether mono: frames of one kind can be decoded together
     xing_at: int  # bytes from the start of a frame to Xing's header, if it has one
 
 
@@ -76,7 +77,8 @@ def frame_header(head: bytes) -> Header | None:
         size = (72 if layer == 3 and not first else 144) * bits // hertz + padding
     mono = head[3] >> 6 == 3
     side = {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[first, mono]
-    return Header(size, (version, layer, hertz, mono), 4 + side)
+    samples = 384 if layer == 1 else 576 if layer == 3 and not first else 1152
+    return Header(size, samples, (version, layer, hertz, mono), 4 + side)
 
 
 def mpeg_sound(source: SourceFile) -> Sound:
@@ -94,7 +96,9 @@ def mpeg_sound(source: SourceFile) -> Sound:
     # Some encoders count the frame with the header as well; but a file that ends within a frame is not given one more.
     parts, left = [], sum(run.frames + bool(run.info) for run in runs) - (_CUT in doubts)
     for run in runs:
-        if run.frames:
+        if run.frames and frame_header(run.first).kind[1] != 3:
+            parts.append(Part([_smallest_frame(run), *run.pieces], counted=False, skip=frame_header(run.first).samples))
+        elif run.frames:
             info = _corrected_info(source, run, left)
             parts.append(Part([info, *run.pieces]))
         left -= run.frames + bool(run.info)
@@ -235,6 +239,15 @@ def _corrected_info(source: SourceFile, run: Run, left: int) -> Piece:
     if announced < run.frames and padding + 2 <= len(frame):
         frame[padding : padding + 2] = bytes((frame[padding] & 0xF0, 0))
     return bytes(frame)
+
+
+def _smallest_frame(run: Run) -> bytes:
+    """A silent frame for layers I and II, which have no header with a number of frames.
+
+    The decoder guesses their number from the size of the first one, so it is not too small after the smallest there can be.
+    """
+    head = bytes((run.first[0], run.first[1] | 1, 0x10 | run.first[2] & 0x0C, run.first[3]))
+    return head + bytes(frame_header(head).size - len(head))
 
 
 def _new_info(run: Run) -> bytes:

@@ -67,10 +67,12 @@ class Part:
     Attributes:
       pieces: what it is put together from; None: the whole file as it stands.
       counted: whether its header counts its frames. Where it does not, it is decoded as far as it goes.
+      skip: frames at its start that were put there to guide the decoder.
     """
 
     pieces: Sequence[Piece] | None = None
     counted: bool = True
+    skip: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
