@@ -10,6 +10,7 @@ import re
 import select
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable
 
 from ichigo_jax import jaxlib_faults
@@ -29,6 +30,26 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and what to do. Commands print it and exit
     with code 2; library callers catch it as a ``ValueError``.
     """
+
+
+class InputWarning(UserWarning):
+    """Something the user gave is used although it looks wrong.
+
+    The message is one line that names it. Commands print it on standard error, once.
+    """
+
+
+def show_input_warnings() -> None:
+    """From now on an ``InputWarning`` is shown as its one line, without the place in the code where it was raised."""
+    others = warnings.showwarning
+
+    def show(message, category, *place) -> None:
+        if issubclass(category, InputWarning):
+            _tell(f"warning: {message}")
+        else:
+            others(message, category, *place)
+
+    warnings.showwarning = show
 
 
 def check_jaxlib() -> None:
@@ -74,6 +95,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
     def run(*args, **kwargs) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to stop
+        show_input_warnings()
         try:
             try:
                 check_jaxlib()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ichigo_jax.audio.faults import AudioError
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.text import SoundCodes, StreamDecoder, encode_chat, transcription_request
@@ -82,7 +83,7 @@ class Assistant:
     def transcribe(
         self, audio: Audio, *, language: str | None = "en", wording: int = 0, max_new_tokens: int = 256, **options: Any
     ) -> str:
-        """Asks the language model for the words.
+        """Asks the language model for the words; there are none (``""``) in a clip too short for one sound token.
 
         Args:
           audio: float32 [T] at 16 kHz or a file.
@@ -90,7 +91,10 @@ class Assistant:
           wording: which of the request's wordings (``text.prompts``).
           max_new_tokens, **options: as for ``reply``.
         """
-        request = transcription_request(*self.hear([audio]), language, wording)
+        (heard,) = self._heard([audio])
+        if not heard.codes:
+            return ""
+        request = transcription_request(heard, language, wording)
         return self._answer([{"role": "user", "content": request}], max_new_tokens, options)
 
     def hear(self, audio: Sequence[Audio]) -> list[SoundCodes]:
@@ -98,7 +102,16 @@ class Assistant:
 
         Raises:
           InputError: this assistant has no speech tokenizer, or what that refuses.
+          AudioError: a clip too short for one sound token; a model that is asked about nothing makes something up.
         """
+        heard = self._heard(audio)
+        for index, (clip, sound) in enumerate(zip(audio, heard)):
+            if not sound.codes:
+                name = clip if isinstance(clip, str | os.PathLike) else f"clip {index}"
+                raise AudioError(f"{name}: found too little sound for one sound token, expected at least one; record it again")
+        return heard
+
+    def _heard(self, audio: Sequence[Audio]) -> list[SoundCodes]:
         if self.speech_tokenizer is None:
             raise InputError("audio found, but this assistant has no speech tokenizer; give the model's own one")
         compressed = self.language_model.provenance.get("sound_form") == "compressed"

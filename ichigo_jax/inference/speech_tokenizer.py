@@ -195,7 +195,7 @@ class SpeechTokenizer:
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
 
     def transcribe(self, audio: Sequence[Audio], language: str | None = "en", **options) -> list[str]:
-        """What is said, as the decoder hears it through the codes.
+        """What is said, as the decoder hears it through the codes; nothing (``""``) in a clip too short for one code.
 
         Args:
           audio: 1-D float arrays at 16 kHz, or files.
@@ -237,7 +237,12 @@ class SpeechTokenizer:
                 if detected and piece.first:
                     language = detected[row]
                 languages.append(language)
-            return transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
+            found = transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
+            # A decoder that hears nothing of the speaker makes something up.
+            return [
+                result if self.config.code_count(len(piece.samples)) else dataclasses.replace(result, tokens=(), text="")
+                for piece, result in zip(batch.pieces, found)
+            ]
 
         return self._each_clip(audio, min(self._context_seconds, TARGET_SECONDS), start, finish)
 

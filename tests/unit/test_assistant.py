@@ -98,6 +98,20 @@ class TestAssistant:
         with pytest.raises(InputError, match="quantisers of 9 codes"):
             Assistant(language_model, Ears(codes=9), allow_other_speech_tokenizer=True)
 
+    def test_a_clip_without_a_sound_token(self, language_model):
+        """Nothing was said in it, so nothing is answered; a model that is asked all the same makes something up."""
+        ears = Ears()
+        ears.encode = lambda audio: [np.zeros(0, np.int32)] * len(audio)
+        assistant = Assistant(language_model, ears)
+        assert assistant.transcribe(CLIP, **SHORT) == ""
+        with pytest.raises(InputError, match="clip 0: found too little sound for one sound token"):
+            assistant.reply(CLIP, **SHORT)
+        with pytest.raises(InputError, match="clip 0: found too little sound"):
+            list(assistant.stream(CLIP, [{"role": "user", "content": "hi"}], **SHORT))
+        ears.encode = lambda audio: [np.array([3], np.int32), np.zeros(0, np.int32)]
+        with pytest.raises(InputError, match="short.wav: found too little sound"):
+            assistant.hear([CLIP, "short.wav"])
+
 
 class TestGenerateCommand:
     def run(self, capsys, *arguments):
