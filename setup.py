@@ -44,7 +44,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ichigo_jax*", "converters*"]),
-    package_data={"ichigo_jax.evaluation": ["english_spellings.txt"]},
     install_requires=[
         "jax>=0.10,!=0.10.2,<0.13",
         "flax>=0.12",

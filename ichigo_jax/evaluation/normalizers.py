@@ -8,18 +8,19 @@ the languages that the Whisper paper splits into letters (Chinese, Japanese, Tha
 from __future__ import annotations
 
 import functools
-import importlib.resources
+import importlib.util
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import regex
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.storage import read_json
 
 PLAIN = "plain"
 NORMALIZERS = (PLAIN, "whisper-english", "whisper-basic", "whisper-letters")
-SPELLINGS = "english_spellings.txt"
 
 # Scripts whose words have no spaces between them.
 _UNSPACED = r"[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{Thai}\p{Lao}\p{Khmr}\p{Mymr}--\p{N}]"
@@ -93,9 +94,21 @@ def plain_words(text: str) -> str:
 
 
 def english_spellings() -> dict[str, str]:
-    """British spellings and their American ones, as Whisper's English normaliser replaces them."""
-    lines = importlib.resources.files(__package__).joinpath(SPELLINGS).read_text(encoding="utf-8").split("\n")
-    return dict(line.split("\t") for line in lines if line and not line.startswith("#"))
+    """British spellings and their American ones, as Whisper's English normaliser replaces them.
+
+    The table is OpenAI's and comes with their package, which need not be importable: ``pip install --no-deps openai-whisper``.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    package = importlib.util.find_spec("whisper")
+    file = Path(package.origin).parent / "normalizers" / "english.json" if package and package.origin else None
+    if file is None or not file.is_file():
+        raise InputError(
+            "normaliser 'whisper-english' found without OpenAI's table of spellings, expected their package; "
+            "run: pip install --no-deps openai-whisper"
+        )
+    return read_json(file)
 
 
 @functools.cache
@@ -103,7 +116,7 @@ def find_normalizer(name: str) -> Normalizer:
     """The normaliser of that name, one of ``NORMALIZERS``.
 
     Raises:
-      InputError: no such normaliser.
+      InputError: no such normaliser, or one that needs what is not installed.
     """
     if name not in NORMALIZERS:
         raise InputError(f"normaliser {name!r} found, expected one of {', '.join(NORMALIZERS)}")

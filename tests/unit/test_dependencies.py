@@ -140,12 +140,6 @@ def test_what_chat_templates_need_is_declared(declared):
     assert "jinja2" in required
 
 
-def test_files_beside_the_code_are_installed(declared):
-    _, _, given = declared
-    assert given["package_data"] == {"ichigo_jax.evaluation": ["english_spellings.txt"]}
-    assert all((ROOT / "ichigo_jax" / "evaluation" / name).is_file() for name in given["package_data"]["ichigo_jax.evaluation"])
-
-
 def test_versions_that_compute_wrong_results_are_excluded(declared):
     _, _, given = declared
     assert "!=0.10.2" in next(each for each in given["install_requires"] if name_of(each) == "jax")

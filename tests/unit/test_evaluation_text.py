@@ -12,6 +12,7 @@ import soundfile
 
 from ichigo_jax import evaluate
 from ichigo_jax.errors import InputError
+from ichigo_jax.evaluation import normalizers
 from ichigo_jax.evaluation.normalizers import NORMALIZERS, english_spellings, find_normalizer, plain, plain_words
 from ichigo_jax.evaluation.text import error_rates, exact_fraction
 
@@ -186,10 +187,16 @@ class TestWhisper:
         for text in strings():
             assert normalizer.words(text) == split(text).strip() and normalizer.text(text) == whole(text).strip()
 
-    def test_spellings_are_openais(self):
-        path = f"{whisper_normalizers.__path__[0]}/english.json"
-        with open(path, encoding="utf-8") as file:
-            assert english_spellings() == json.load(file)
+    def test_spellings_are_openais_and_asked_for_where_their_package_is_missing(self, monkeypatch):
+        assert english_spellings()["colour"] == "color" and len(english_spellings()) > 1000
+        monkeypatch.setattr(normalizers.importlib.util, "find_spec", lambda name: None)
+        find_normalizer.cache_clear()
+        with pytest.raises(InputError, match="OpenAI's table of spellings, .*pip install --no-deps openai-whisper"):
+            find_normalizer("whisper-english")
+
+    def test_what_has_no_form_is_compared_as_it_is(self):
+        for name in NORMALIZERS:
+            assert exact_fraction(["\U0001f44d", "\U0001f44d ", "..."], ["\U0001f44e", "\U0001f44d", "!"], name) == 1 / 3
 
     def test_error_rates_are_those_of_the_originals_texts(self):
         expected, found = strings()[60:160], strings()[61:161]
