@@ -129,7 +129,7 @@ def _decode(source: SourceFile, path: str, max_seconds: float, max_bytes: int) -
         raise AudioError(f"{path}: {error}") from None
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats, such as .raw
         raise AudioError(f"{path}: found no audio that can be decoded ({_reason(error)}), {_READABLE}") from None
-    for doubt in [*sound.doubts, *phase.doubts()]:
+    for doubt in [*(f"{doubt}; sound may be missing" for doubt in sound.doubts), *phase.doubts()]:
         warnings.warn(f"{path}: found {doubt}", AudioWarning, stacklevel=3)
     # Parts of one rate are resampled together, so that nothing is heard where they meet.
     stretches = [(rate, _joined([block for _, blocks in group for block in blocks])) for rate, group in groupby(parts, _rate)]

@@ -219,6 +219,15 @@ def test_a_number_of_frames_that_is_wrong_or_missing(path, mode, count):
     assert 0 <= len(found) - len(whole) <= 2 * 1152  # at most the encoder's delay and padding come with it
 
 
+def test_a_frame_is_found_behind_much_junk(path):
+    frames = mpeg_frames(mp3(noise()))
+    junk = np.random.default_rng(0).bytes(3 << 20)
+    path.write_bytes(id3v2(20) + junk + b"".join(frames))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AudioWarning)  # random bytes hold what looks like frames
+        assert len(load_audio(path, 3600.0, 1 << 30)) >= len(load(path, b"".join(frames)))
+
+
 @pytest.mark.parametrize("bitrates", [[8], [8, 14], [1, 8], [14, 1]])
 @pytest.mark.parametrize("stereo", [True, False])
 def test_layer_2_has_no_header_with_a_number_of_frames(path, bitrates, stereo):

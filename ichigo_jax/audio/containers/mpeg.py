@@ -29,7 +29,7 @@ _XING, _VBRI = (b"Xing", b"Info"), b"VBRI"
 _VBRI_AT = 36  # bytes from the start of a frame
 _COUNTED, _SIZED, _WITH_TABLE, _WITH_QUALITY = 1, 2, 4, 8  # Xing's flags: which fields follow
 _LAME_PADDING_AT = 21  # bytes from the encoder's name to its delay and padding, of 12 bits each
-_CUT = "its last MPEG frame cut off; sound may be missing"
+_CUT = "its last MPEG frame cut off"
 _PLACEHOLDERS = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # for a number of frames, from writers that could not come back
 
 
@@ -178,19 +178,25 @@ def _after_junk(source: SourceFile, start: int, stop: int, kind: tuple | None, d
     if header and header.kind == kind and start + header.size > stop:
         doubts.append(_CUT)
         return stop, kind
-    at = start
-    while at < stop:
-        at = source.find(b"\xff", at + 1)
-        if at < 0 or at >= stop:
-            at = stop
-            break
-        header = frame_header(source.read(at, 4))
-        if header and _confirmed(source, at, header, stop):
-            break
+    at = _next_frame(source, start + 1, stop)
     lost = source.read(start, at - start).strip(b"\0")
     if kind is not None and lost:
         doubts.append(f"{at - start} bytes at byte {start} that belong to no MPEG frame")
     return at, kind
+
+
+def _next_frame(source: SourceFile, start: int, stop: int) -> int:
+    """Where the next frame begins; ``stop`` where there is none."""
+    while start < stop:
+        window = source.window(start, stop)
+        at = window.find(b"\xff")
+        while at >= 0:
+            header = frame_header(window[at : at + 4] if at + 4 <= len(window) else source.read(start + at, 4))
+            if header and _confirmed(source, start + at, header, stop):
+                return start + at
+            at = window.find(b"\xff", at + 1)
+        start += len(window)
+    return stop
 
 
 def _announced(source: SourceFile, info: tuple[int, int]) -> int | None:

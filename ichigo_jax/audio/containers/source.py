@@ -40,11 +40,13 @@ class SourceFile:
 
     def find(self, needle: bytes, start: int) -> int:
         """Where ``needle`` begins, from ``start`` on; -1 where it does not occur."""
-        while len(window := self.window(start)) >= len(needle):
+        size = _NEARBY  # and more from time to time, so that one that is near is cheap to find
+        while len(window := self.read(start, size)) >= len(needle):
             at = window.find(needle)
             if at >= 0:
                 return start + at
             start += len(window) - len(needle) + 1
+            size = min(2 * size, WINDOW)
         return -1
 
     def _read(self, start: int, size: int) -> bytes:
