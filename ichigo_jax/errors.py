@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class InputError(ValueError):
@@ -13,6 +15,15 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and what to do. Commands print it and exit
     with code 2; library callers catch it as a ``ValueError``.
     """
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """The block writes ``path``: an ``OSError`` (a full disk, no permission) becomes an ``InputError`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; make room or choose another place") from error
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., None]:

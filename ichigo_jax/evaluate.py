@@ -24,6 +24,7 @@ from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import write_json
+from ichigo_jax.tasks.checkpoint_model import model_folder
 from ichigo_jax.text import transcription_request
 
 LONGEST_ANSWER = 64  # tokens
@@ -37,16 +38,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=("speech-tokenizer", "assistant"))
     parser.add_argument("manifest", metavar="MANIFEST", help="JSON lines with path and text; for assistant also answer")
     parser.add_argument("--model", required=True, metavar="DIR", help="the model folder that is measured")
+    parser.add_argument("--step", metavar="N|newest|best", help="--model is a training run's workdir: which checkpoint of it")
     parser.add_argument("--speech-tokenizer", metavar="DIR", help="assistant: the one it was trained with")
     parser.add_argument("--output", required=True, metavar="FILE", help="a JSON file")
     arguments = parser.parse_args(argv)
-    if arguments.what == "speech-tokenizer":
-        result = evaluate_speech_tokenizer(arguments.model, read_manifest(arguments.manifest, ("text",)))
-    elif arguments.speech_tokenizer is None:
+    if arguments.what == "assistant" and arguments.speech_tokenizer is None:
         raise InputError("evaluate assistant needs --speech-tokenizer DIR, the one that the language model was trained with")
-    else:
-        rows = read_manifest(arguments.manifest, ("text", "answer"))
-        result = evaluate_assistant(arguments.model, arguments.speech_tokenizer, rows)
+    rows = read_manifest(arguments.manifest, ("text",) if arguments.what == "speech-tokenizer" else ("text", "answer"))
+    with model_folder(arguments.model, arguments.step) as model:
+        if arguments.what == "speech-tokenizer":
+            result = evaluate_speech_tokenizer(model, rows)
+        else:
+            result = evaluate_assistant(model, arguments.speech_tokenizer, rows)
     write_json(arguments.output, result)
     for name, value in result["metrics"].items():
         print(f"{name:24} {value:.4f}")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ichigo_jax.data.row_files import Chunk, find_row_files, read_chunks
 from ichigo_jax.data.row_formats import Example, RowEncoder
-from ichigo_jax.errors import InputError
+from ichigo_jax.errors import InputError, writing
 from ichigo_jax.storage import whole
 
 VERSION = 1  # of what is written; another one makes every run encode anew
@@ -107,7 +107,8 @@ def encode_rows(
       progress: whether a bar is shown.
 
     Raises:
-      InputError: files that are not what the format needs, no row that could be used, or a process that was killed meanwhile.
+      InputError: files that are not what the format needs, no row that could be used, a process that was killed meanwhile, or
+        a ``folder`` that cannot be written.
     """
     files = find_row_files(path)
     key = _key(Path(path), files, encoder)
@@ -115,7 +116,7 @@ def encode_rows(
     if not (ids.exists() and lengths.exists()):
         chunks = read_chunks(files, encoder.format.columns, ROWS_PER_CHUNK)
         bar = tqdm(desc=f"encoding {path}", unit=" rows", disable=None if progress else True)
-        with bar, whole(ids, replace=True) as partial_ids, whole(lengths, replace=True) as partial_lengths:
+        with writing(ids), bar, whole(ids, replace=True) as partial_ids, whole(lengths, replace=True) as partial_lengths:
             first_fault, tables = None, []
             with partial_ids.open("wb") as file:
                 for encoded in _encode_chunks(_numbered(chunks), encoder, processes or _cpus()):

@@ -7,6 +7,8 @@ import json
 import threading
 from pathlib import Path
 
+from ichigo_jax.errors import writing
+
 
 class FaultLog:
     """Remembers the clips or rows that could not be used, each once, as JSON lines; reading goes on without them.
@@ -25,7 +27,7 @@ class FaultLog:
             if where not in self._seen:
                 self._seen.add(where)
                 if self.path is not None:
-                    with self.path.open("a", encoding="utf-8") as file:
+                    with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps({"path": where, "error": fault}) + "\n")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ichigo_jax.errors import writing
 from ichigo_jax.storage import read_json, write_json
 
 WRITE_EVERY = 10.0  # seconds between two writings of the file, but for those that must not wait
@@ -97,5 +98,6 @@ class Goodput:
         time_now = self._clock()
         self._start |= {"last_seen": time_now, "last_step": step, "productive_seconds": self.productive_seconds()}
         if self._write and (now or time_now - self._written >= WRITE_EVERY):
-            write_json(self._path, {"starts": self._starts})
+            with writing(self._path):
+                write_json(self._path, {"starts": self._starts})
             self._written = time_now
