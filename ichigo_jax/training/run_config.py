@@ -128,13 +128,14 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """What a run writes and how often, in steps; 0 is never. The last step is always logged, evaluated and saved.
+    """What a run writes and how often, in steps; 0 is never. The last step is always logged, saved and evaluated.
 
     Attributes:
       checkpoints_kept: how many of the newest stay.
       checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
-      checkpoint_best: a metric that is logged at the steps of checkpoints ("heldout/wer", "loss"): the checkpoint with the lowest
-        stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
+      evaluate_every: a checkpoint is saved before each evaluation.
+      checkpoint_best: a metric of an evaluation, or one logged at the steps of checkpoints ("heldout/wer", "loss"): the one
+        with the lowest stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
       checkpoints_in: the folder of the checkpoints, which all hosts share, or "gs://BUCKET/FOLDER"; None: WORKDIR/checkpoints.
       tensorboard: whether metrics also go to event files in the workdir.
       wandb: the Weights & Biases project that metrics also go to, or None.
