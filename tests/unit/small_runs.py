@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 from flax import nnx
-from reference_weights import filled
 
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
@@ -35,7 +34,7 @@ def write_language_root(root):
     tokenizer = TextTokenizer.from_folder(root / "text_tokenizers" / "llama")
     network = LlamaConfig("llama", tokenizer.size, 32, 48, 2, 4, 2, 8, 64, 1e-5, 1e4, None, False, False, 0.1)
     config = LanguageModelConfig(network, tokenizer.sound, tokenizer.eos_ids, -(-tokenizer.size // 8) * 8)
-    state = nnx.to_pure_dict(nnx.state(filled(lambda rngs: Llama(config, rngs))))
+    state = nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(0))))
     save_model(root / "pretrain" / "model", "language_model", config, state, {}, root / "text_tokenizers" / "llama")
     return root
 
