@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,8 +156,8 @@ class LanguageObjective:
     def __post_init__(self):
         if self.loss_chunk is not None and self.loss_chunk < 1:
             raise InputError(f"loss_chunk {self.loss_chunk} found, expected a positive number of tokens or None")
-        if self.z_loss < 0:
-            raise InputError(f"z_loss {self.z_loss} found, expected 0 or more")
+        if not 0 <= self.z_loss < math.inf:
+            raise InputError(f"z_loss {self.z_loss} found, expected a finite number, 0 or more")
 
 
 class LanguageModelTask:

@@ -7,6 +7,7 @@ choice, the divergence from Whisper's own predictions (``ichigo_asr``'s phase 1)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +117,14 @@ class SpeechObjective:
     noise_weight: float
     noise_snr_db: tuple[float, ...]
 
+    def __post_init__(self):
+        for name in ("kl_weight", "noise_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} {getattr(self, name)} found, expected a finite number, 0 or more")
+        ratios = self.noise_snr_db
+        if len(ratios) != 2 or not -math.inf < ratios[0] <= ratios[1] < math.inf:
+            raise InputError(f"noise_snr_db {ratios} found, expected the lowest and the highest, both finite")
+
 
 class SpeechTokenizerTask:
     """See ``tasks.task.Task``."""
@@ -163,8 +172,6 @@ class SpeechTokenizerTask:
             raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
         if objective.kl_weight and "whisper" not in frozen:
             raise InputError(f"kl_weight {objective.kl_weight} found with frozen {frozen}, expected 'whisper' in it: it teaches")
-        if len(objective.noise_snr_db) != 2:
-            raise InputError(f"noise_snr_db {objective.noise_snr_db} found, expected the lowest and the highest")
 
     def _examples(self, source: Source, faults: FaultLog) -> SpeechExamples:
         data = self.data

@@ -212,9 +212,23 @@ def test_numbers_of_the_tasks_own_fields(root, tmp_path):
         source = {"path": heldout, "format": "sound", "column": None, "request": None, "weight": weight}
         with pytest.raises(InputError, match=message):
             train(language_config(root, f"--config.data.sources={json.dumps([source])}"), tmp_path / "run")
-    for override, message in (("data.length=1", "length 1 found"), ("objective.z_loss=NaN", "z_loss: found NaN")):
+    for override, message in (
+        ("data.length=1", "length 1 found"),
+        ("objective.z_loss=NaN", "z_loss: found NaN"),
+        ("objective.z_loss=Infinity", "z_loss inf found, expected a finite number"),
+    ):
         with pytest.raises(InputError, match=message):
             make_task(language_config(root, f"--config.{override}"), tmp_path / "run")
+    speech = str(ROOT / "configs" / "nano_speech_tokenizer.py")
+    for override, message in (
+        ("objective.kl_weight=-1.0", "kl_weight -1.0 found"),
+        ("objective.noise_weight=Infinity", "noise_weight inf found"),
+        ("objective.noise_snr_db=[NaN, 20.0]", r"noise_snr_db\[0\]: found NaN"),
+        ("objective.noise_snr_db=[20.0, 5.0]", "expected the lowest and the highest"),
+        ("data.text_length=0", "text_length 0 found"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_task(load(speech, [f"--config.{override}"]), None)
 
 
 # ---- checkpoint first, evaluation after it ---------------------------------------------------------------------------
