@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converters import codebook, engine, extend_vocabulary, foreign, language_model, lora, quantizer, speech_tokenizer, whisper
+from converters import (
+    checkpoints,
+    codebook,
+    engine,
+    extend_vocabulary,
+    foreign,
+    language_model,
+    lora,
+    quantizer,
+    speech_tokenizer,
+    whisper,
+)
 from converters.recognise import Recognised, recognise
 from ichigo_jax import errors
 
@@ -22,6 +33,11 @@ def run_import(arguments: argparse.Namespace) -> None:
     if found.format == "model folder":
         raise errors.InputError(f"{found.path}: a model folder found, expected a foreign format to import")
     print(f"recognised: {_name(found)}")
+    if found.format == checkpoints.FORMAT:
+        _import_checkpoint(found, arguments)
+        return
+    if arguments.step is not None:
+        raise errors.InputError(f"--step with {_name(found)} found, expected it with the workdir of a training run only")
     if found.kind != speech_tokenizer.KIND and (arguments.whisper or arguments.set):
         raise errors.InputError(f"--whisper or --set with {_name(found)} found, expected them with a quantiser only")
     if found.format != "peft" and arguments.base:
@@ -47,6 +63,17 @@ def run_import(arguments: argparse.Namespace) -> None:
         print(f"recognised: {_name(source.found)}, {whisper.size(source.config)}")
         notes = speech_tokenizer.import_quantizer(file, source, arguments.target, arguments.dtype, arguments.tokenizer)
     for note in notes:
+        print(note)
+    print(f"written: {arguments.target}")
+
+
+def _import_checkpoint(found: Recognised, arguments: argparse.Namespace) -> None:
+    given = [name for name in ("whisper", "base", "dtype", "tokenizer", "set") if getattr(arguments, name)]
+    if given:
+        raise errors.InputError(f"--{given[0]} with {_name(found)} found, expected --step only")
+    if arguments.step is None:
+        raise errors.InputError(f"{found.path}: {_name(found)} found; say which checkpoint: --step N, newest or best")
+    for note in checkpoints.import_checkpoint(found.path, arguments.step, arguments.target):
         print(note)
     print(f"written: {arguments.target}")
 
@@ -106,7 +133,9 @@ def _default_format(found: Recognised) -> str:
 def run_inspect(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     lines = {"format": found.format, "kind": found.kind}
-    if found.format == "peft":
+    if found.format == checkpoints.FORMAT:
+        lines |= checkpoints.describe(found.path)
+    elif found.format == "peft":
         lines |= lora.describe(found.path)
     elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
@@ -171,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SRC",
         type=Path,
         help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, OpenAI's Whisper (.pt), "
-        "WhisperSpeech (.model) or Ichigo (.pth, .ckpt)",
+        "WhisperSpeech (.model) or Ichigo (.pth, .ckpt); or, with --step, the workdir of ichigo_jax.train",
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")
@@ -185,6 +214,9 @@ def build_parser() -> argparse.ArgumentParser:
     importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
     importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
     importing.add_argument("--vocab-multiple", metavar="N", type=int, default=1, help=multiple_help)
+    importing.add_argument(
+        "--step", metavar="N|newest|best", help="which checkpoint of a training run, best by its output.checkpoint_best"
+    )
     importing.set_defaults(run=run_import)
 
     exporting = commands.add_parser("export", help="write a foreign format from a model folder")

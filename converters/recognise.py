@@ -13,7 +13,7 @@ from converters.sources import is_file
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
 
-Format = Literal["model folder", "hf", "peft", "openai", "whisperspeech", "ichigo"]
+Format = Literal["model folder", "training run", "hf", "peft", "openai", "whisperspeech", "ichigo"]
 HF_KINDS = {**dict.fromkeys(ARCHITECTURES, "language_model"), "whisper": "whisper"}
 
 
@@ -22,7 +22,8 @@ class Recognised:
     """Attributes:
 
     path: the folder or file.
-    format: "model folder" (ours), "hf" (a Hugging Face folder), "peft" (an adapter of one), or whose PyTorch file it is.
+    format: "model folder" (ours), "training run" (the workdir of one), "hf" (a Hugging Face folder), "peft" (an adapter of
+      one), or whose PyTorch file it is.
     kind: which model, as a model folder's ``config.json`` calls it.
     contents: of a PyTorch file.
     """
@@ -52,6 +53,8 @@ def _folder(path: Path) -> Recognised:
     values = read_json(path / "config.json")
     if isinstance(values, dict) and isinstance(values.get("kind"), str):
         return Recognised(path, "model folder", values["kind"])
+    if isinstance(values, dict) and {"task", "train", "output"} <= values.keys():
+        return Recognised(path, "training run", values["task"])
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type in HF_KINDS:
         return Recognised(path, "hf", HF_KINDS[model_type])

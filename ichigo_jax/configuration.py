@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -88,7 +89,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: found {value!r}, expected a list")
         return tuple(_convert(options[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise InputError(f"{where}: found an integer of {len(str(abs(value)))} digits, expected a number") from None
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise InputError(f"{where}: found NaN, expected a number")
     if hint in (int, float, str, bool):
         if type(value) is not hint:
             raise InputError(f"{where}: found {value!r} ({type(value).__name__}), expected {hint.__name__}")

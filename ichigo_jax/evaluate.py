@@ -36,6 +36,7 @@ from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
 from ichigo_jax.storage import STANDARD_OUTPUT, check_output, write_json
+from ichigo_jax.tasks.checkpoint_model import model_folder
 from ichigo_jax.text import encode_chat, transcription_request
 
 LONGEST_ANSWER = 64  # tokens
@@ -53,20 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("speech-tokenizer", "assistant"))
     parser.add_argument("manifest", metavar="MANIFEST", help="JSON lines with path and text; for assistant also answer")
     parser.add_argument("--model", required=True, metavar="DIR", help="the model folder that is measured")
+    parser.add_argument("--step", metavar="N|newest|best", help="--model is a training run's workdir: which checkpoint of it")
     parser.add_argument("--speech-tokenizer", metavar="DIR", help="assistant: the one it was trained with")
     parser.add_argument("--normalizer", choices=NORMALIZERS, default=PLAIN, help=f"how texts are compared ({PLAIN})")
     parser.add_argument("--output", required=True, metavar="FILE", help="a JSON file, replaced if it is there, or -")
     arguments = parser.parse_args(argv)
     check_output(arguments.output, replace=True)
-    if arguments.what == "speech-tokenizer":
-        rows = read_manifest(arguments.manifest, ("text",))
-        result = evaluate_speech_tokenizer(arguments.model, rows, arguments.normalizer)
-    elif arguments.speech_tokenizer is None:
+    if arguments.what == "assistant" and arguments.speech_tokenizer is None:
         raise InputError("evaluate assistant needs --speech-tokenizer DIR, the one that the language model was trained with")
-    else:
-        rows = read_manifest(arguments.manifest, ("text", "answer"))
+    rows = read_manifest(arguments.manifest, ("text",) if arguments.what == "speech-tokenizer" else ("text", "answer"))
+    if arguments.what == "assistant":
         check_kinds(arguments.manifest, rows)
-        result = evaluate_assistant(arguments.model, arguments.speech_tokenizer, rows, arguments.normalizer)
+    with model_folder(arguments.model, arguments.step) as model:
+        if arguments.what == "speech-tokenizer":
+            result = evaluate_speech_tokenizer(model, rows, arguments.normalizer)
+        else:
+            result = evaluate_assistant(model, arguments.speech_tokenizer, rows, arguments.normalizer)
     write_json(arguments.output, result)
     for name, value in result["metrics"].items():
         number = str(value) if isinstance(value, int) else f"{value:.4f}"

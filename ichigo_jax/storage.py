@@ -66,6 +66,15 @@ def whole(target: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """The block writes ``path`` and nothing else: what the system has against it becomes an ``InputError`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
+
+
 def check_output(target: str | os.PathLike, replace: bool = False) -> None:
     """Refuses, before the work, an output that could not be written after it.
 

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.storage import json_lines, json_object
+from ichigo_jax.storage import json_lines, json_object, writing
 
 
 class FaultLog:
@@ -29,7 +29,7 @@ class FaultLog:
             if where not in self._seen:
                 self._seen.add(where)
                 if self.path is not None:
-                    with self.path.open("a", encoding="utf-8") as file:
+                    with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                         file.write("\n" * self._half_a_line + json.dumps({"path": where, "error": fault}) + "\n")
                     self._half_a_line = False
 

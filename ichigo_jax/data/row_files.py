@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ JSON_LINES = ".jsonl"
 SUFFIXES = (".parquet", JSON_LINES)
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
@@ -85,13 +86,20 @@ def read_chunks(files: Sequence[Path], columns: Sequence[str], rows_per_chunk: i
             raise InputError(f"{file}: expected a parquet file, found {error}") from None
 
 
-def read_first_rows(path: str, columns: Sequence[str], limit: int) -> list[Row]:
+def read_first_rows(path: str, columns: Sequence[str], limit: int, read: Callable[[Row], T] = lambda row: row) -> list[T]:
     """The first ``limit`` rows, all of which must be right.
 
+    Args:
+      path: see ``find_row_files``.
+      columns: that every row has.
+      limit: how many rows are read.
+      read: what becomes of a row; raises InputError for one that is not right.
+
     Raises:
-      InputError: what ``find_row_files`` and ``read_chunks`` refuse, a row that is none or lacks a column, or no rows.
+      InputError: what ``find_row_files`` and ``read_chunks`` refuse, a row that is none or lacks a column, what ``read``
+        refuses, or no rows; the message names file and row.
     """
-    found: list[Row] = []
+    found: list[T] = []
     for chunk in read_chunks(find_row_files(path), columns, max(1, limit)):
         for number, row in enumerate(chunk.rows(), chunk.first + 1):
             if isinstance(row, InputError):
@@ -100,7 +108,10 @@ def read_first_rows(path: str, columns: Sequence[str], limit: int) -> list[Row]:
                 missing = [name for name in columns if row.get(name) is None]
                 if missing:
                     raise InputError(f"{chunk.file}: row {number} has no {missing[0]!r}, expected {', '.join(columns)}")
-                found.append(row)
+                try:
+                    found.append(read(row))
+                except InputError as error:
+                    raise InputError(f"{chunk.file}: row {number}: {error}") from None
         if len(found) >= limit:
             break
     if not found:

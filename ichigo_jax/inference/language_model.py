@@ -59,11 +59,7 @@ class LanguageModel:
         self.provenance = dict(provenance or {})
         self._graphdef, self._state = nnx.split(model)
         if tokenizer is not None:
-            vocab_size, sound = self.config.llama.vocab_size, self.config.sound
-            if tokenizer.size > vocab_size:
-                raise InputError(f"text tokenizer with {tokenizer.size} ids found, the model has {vocab_size}")
-            if tokenizer.sound != sound:
-                raise InputError(f"text tokenizer with sound tokens {tokenizer.sound} found, the model has {sound}")
+            check_tokenizer(config, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -259,6 +255,19 @@ class LanguageModel:
             for token in row:
                 if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
                     raise InputError(f"prompt {number}: token id {token!r} found, expected 0 to {vocab_size - 1}")
+
+
+def check_tokenizer(config: LanguageModelConfig, tokenizer: TextTokenizer) -> None:
+    """Refuses a text tokenizer of another model.
+
+    Raises:
+      InputError: more ids than the model has, or other sound tokens.
+    """
+    vocab_size, sound = config.llama.vocab_size, config.sound
+    if tokenizer.size > vocab_size:
+        raise InputError(f"text tokenizer with {tokenizer.size} ids found, the model has {vocab_size}")
+    if tokenizer.sound != sound:
+        raise InputError(f"text tokenizer with sound tokens {tokenizer.sound} found, the model has {sound}")
 
 
 def _host_mesh() -> Mesh | None:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models import stored_arrays
+from ichigo_jax.models import array_faults, stored_arrays
 from ichigo_jax.parallel import hosts, named_sharding
 from ichigo_jax.storage import read_json, whole, write_json
 
@@ -53,8 +53,11 @@ def new_model(
       provenance: where the weights come from; the versions of this package and jax are added.
       tokenizer_folder: a Hugging Face tokenizer folder to copy in, or None.
       replace: whether an existing folder is replaced.
+
+    Raises:
+      InputError: the folder exists, or cannot be written.
     """
-    with whole(folder, replace) as partial:
+    with array_faults.writing(folder), whole(folder, replace) as partial:
         partial.mkdir()
         yield stored_arrays.create(partial, arrays)
         write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
