@@ -237,7 +237,7 @@ def quantized_rows(folder: Path, exact: LanguageModel, prompt: np.ndarray, answe
 
 def stored_bytes(model: LanguageModel) -> int:
     """Of the parameters on the device; four-bit integers lie two in a byte."""
-    leaves = jax.tree.leaves(model._state)
+    leaves = jax.tree.leaves(model.arrays)
     program = jax.jit(lambda leaves: [leaf.ravel()[0] for leaf in leaves]).lower(leaves).compile()
     return program.memory_analysis().argument_size_in_bytes
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 
 import ichigo_jax
+from ichigo_jax.decoding.sampling import Sampling
 from ichigo_jax.errors import InputError, command
 
 
@@ -60,11 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.audio,
         messages,
         max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty,
+        sampling=Sampling(
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            repetition_penalty=arguments.repetition_penalty,
+        ),
         seed=arguments.seed,
     )
     if arguments.json:

@@ -226,12 +226,12 @@ def test_transcribe_is_the_decoders_greedy_answer(tokenizer, model):
 
 def test_mixed_lengths_compile_two_programs(model):
     tokenizer = SpeechTokenizer(model, NANO, None, batch_size=4)
-    compiled = speech_tokenizer._tokenize._cache_size()
+    compiled = speech_tokenizer.tokenize.compiled_programs()
     random = np.random.default_rng(0)
     clips = [noise(seed, int(random.integers(1, 3 * CONTEXT))) for seed in range(30)]
     found = list(tokenizer.encode_each(iter(clips)))
     assert [len(codes) for codes in found] == [NANO.code_count(len(clip)) for clip in clips]
-    assert speech_tokenizer._tokenize._cache_size() - compiled <= 2  # full batches and the last one
+    assert speech_tokenizer.tokenize.compiled_programs() - compiled <= 2  # full batches and the last one
 
 
 def test_clips_are_read_a_few_ahead_only(tokenizer):
@@ -290,8 +290,8 @@ def test_folder_gives_the_same_tokenizer(folder, tokenizer):
 
 def test_half_precision_keeps_codebook_and_fingerprint(folder, tokenizer, model):
     loaded = SpeechTokenizer.from_pretrained(folder, dtype="bfloat16")
-    assert loaded._state["whisper"]["encoder"]["norm"]["scale"][...].dtype == jnp.bfloat16
-    assert loaded._state["quantizer"]["vq"]["codebook"]["embed"][...].dtype == jnp.float32
+    assert loaded.arrays["whisper"]["encoder"]["norm"]["scale"].dtype == jnp.bfloat16
+    assert loaded.arrays["quantizer"]["vq"]["codebook"]["embed"].dtype == jnp.float32
     assert loaded.fingerprint == tokenizer.fingerprint
     rounded = SpeechTokenizer(nnx.merge(nnx.graphdef(model), cast_params(nnx.state(model), jnp.bfloat16)), NANO, None)
     assert rounded.fingerprint != tokenizer.fingerprint
