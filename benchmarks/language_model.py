@@ -35,7 +35,7 @@ from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
-from ichigo_jax.models.modules import unstack_layers
+from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import make_mesh
 from ichigo_jax.planning.chips import chip_of
 from ichigo_jax.tasks import make_task

@@ -25,8 +25,8 @@ import numpy as np
 from flax import nnx
 from side_by_side import load_average, report, turn_by_turn
 
-from ichigo_jax.models.attention import attention
-from ichigo_jax.models.modules import cast_params
+from ichigo_jax.models.attention import attend
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import WhisperConfig
@@ -163,11 +163,11 @@ def parts_of_a_layer(size: str, repeats: int) -> list[dict]:
     qkv = random.normal(size=(3, 1, POSITIONS, heads, width // heads)).astype(np.float32)
     torch_x, torch_up, torch_hidden = torch.from_numpy(x), torch.from_numpy(up.T.copy()), torch.from_numpy(hidden)
     torch_qkv = [torch.from_numpy(array).transpose(1, 2).contiguous() for array in qkv]
-    product, attend, gelu = jax.jit(jnp.dot), jax.jit(attention), jax.jit(lambda x: jax.nn.gelu(x, approximate=False))
+    product, attention, gelu = jax.jit(jnp.dot), jax.jit(attend), jax.jit(lambda x: jax.nn.gelu(x, approximate=False))
     x, up, hidden, qkv = jax.device_put((x, up, hidden, list(qkv)))
     timed = {
         "matrix product": (lambda: functional.linear(torch_x, torch_up), lambda: product(x, up)),
-        "attention": (lambda: functional.scaled_dot_product_attention(*torch_qkv), lambda: attend(*qkv)),
+        "attention": (lambda: functional.scaled_dot_product_attention(*torch_qkv), lambda: attention(*qkv)),
         "GELU": (lambda: functional.gelu(torch_hidden), lambda: gelu(hidden)),
     }
     operations = {"matrix product": 8 * POSITIONS * width**2, "attention": 4 * POSITIONS**2 * width}

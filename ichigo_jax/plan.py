@@ -25,7 +25,7 @@ import jax
 from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError, command
-from ichigo_jax.models.modules import Remat
+from ichigo_jax.models.stack import Remat
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.planning.chips import GIB, Topology, topology
 from ichigo_jax.planning.flops import count_flops

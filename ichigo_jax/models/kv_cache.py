@@ -43,11 +43,6 @@ class KVCache(NamedTuple):
 Caches = KVCache | list[KVCache]  # of stacked layers, or one for each layer where they lie apart
 
 
-def slots(caches: Caches) -> int:
-    """How many tokens a row has room for."""
-    return jax.tree.leaves(caches)[0].shape[-3]
-
-
 def take_rows(caches: Caches, rows: jax.Array) -> Caches:
     """The caches of rows ``rows`` [R], in that order; a row may be taken several times."""
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=x.ndim - BATCH_FROM_END), caches)

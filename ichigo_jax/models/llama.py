@@ -17,21 +17,13 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import Attend, Backend, attention, causal_attention, causal_mask
-from ichigo_jax.models.kv_cache import Caches, KVCache, slots
-from ichigo_jax.models.modules import (
-    Adaptable,
-    Remat,
-    RMSNorm,
-    normal,
-    param,
-    project,
-    rotary_angles,
-    rotate,
-    scan_layers,
-    stack_layers,
-    zeros,
-)
+from ichigo_jax.models.attention import Backend, attend, causal_segments, causal_to
+from ichigo_jax.models.declare import normal, param, zeros
+from ichigo_jax.models.kv_cache import Caches, KVCache
+from ichigo_jax.models.linear import Adaptable, project
+from ichigo_jax.models.norm import RMSNorm
+from ichigo_jax.models.rotary import rotary_angles, rotate
+from ichigo_jax.models.stack import Remat, scan_layers, stack_layers
 from ichigo_jax.parallel import constrain
 from ichigo_jax.vocab import SoundVocabulary
 
@@ -262,8 +254,8 @@ class Llama(nnx.Module):
             both, a token sees all that stand before it in its row.
           cache: what earlier calls left; this call's keys and values are added at ``positions`` (those beyond the cache's
             length are dropped).
-          remat: what the backward pass computes anew (``modules.scan_layers``).
-          backend: of the attention (``attention.causal_attention``); with a cache it is always XLA's.
+          remat: what the backward pass computes anew (``stack.scan_layers``).
+          backend: of the attention (``attention.attend``); with a cache it is always XLA's.
 
         Returns:
           Hidden states [B, T, D] and the cache with this call's tokens (None without a cache).
@@ -272,24 +264,25 @@ class Llama(nnx.Module):
         cos, sin = rotary_angles(positions, jnp.asarray(inverse_frequencies(self.config.llama)))
         x = constrain(embed(self.embedding[...], tokens), "batch", "time", "activation")
         if cache is None:
-            x = self._layers(x, cos, sin, causal_attention(backend, tokens.shape[1], segment_ids), remat)
+            x = self._layers(x, cos, sin, causal_segments(segment_ids), backend, remat)
         else:
-            mask = causal_mask(positions, jnp.arange(slots(cache))[None])
-            x, cache = self._cached_layers(x, cos, sin, mask, positions, cache, remat)
+            x, cache = self._cached_layers(x, cos, sin, positions, cache, remat)
         return self.norm(x), cache
 
-    def _layers(self, x, cos, sin, attend: Attend, remat):
+    def _layers(self, x, cos, sin, mask, backend, remat):
         def layer(block, x, _):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
-            return block.finish(x, attend(q, k, v)), None
+            return block.finish(x, attend(q, k, v, mask, backend)), None
 
         return scan_layers(self.layers, layer, x, remat=remat)[0]
 
-    def _cached_layers(self, x, cos, sin, mask, positions, cache, remat):
+    def _cached_layers(self, x, cos, sin, positions, cache, remat):
+        mask = causal_to(positions)
+
         def layer(block, x, cache):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
             cache = cache.write(positions, k, v)
-            return block.finish(x, attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask)), cache
+            return block.finish(x, attend(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask)), cache
 
         return scan_layers(self.layers, layer, x, cache, remat=remat)
 

@@ -16,22 +16,13 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import attention, causal_mask
-from ichigo_jax.models.kv_cache import KVCache, slots
-from ichigo_jax.models.modules import (
-    Buffer,
-    Initializer,
-    LayerNorm,
-    Remat,
-    fan_in_normal,
-    linear_param,
-    param,
-    project,
-    rotate,
-    scan_layers,
-    stack_layers,
-    zeros,
-)
+from ichigo_jax.models.attention import CAUSAL, EVERYWHERE, Mask, attend, causal_to
+from ichigo_jax.models.declare import Buffer, Initializer, fan_in_normal, linear_param, param, zeros
+from ichigo_jax.models.kv_cache import KVCache
+from ichigo_jax.models.linear import project
+from ichigo_jax.models.norm import LayerNorm
+from ichigo_jax.models.rotary import rotate
+from ichigo_jax.models.stack import Remat, scan_layers, stack_layers
 from ichigo_jax.parallel import constrain
 
 MLP_MULT = 4
@@ -117,14 +108,14 @@ class MultiHeadAttention(nnx.Module):
         self,
         x: jax.Array,
         keys_values: KVCache,
-        mask: jax.Array | None = None,
+        mask: Mask = EVERYWHERE,
         angles: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; ``mask`` as in ``attention``, ``angles`` [B, T, H/2] for the queries."""
+        """[B, T, D] -> [B, T, D]; ``mask`` as in ``attend``, ``angles`` [B, T, H/2] for the queries."""
         q = (project(x, self.query[...]) + self.query_bias[...]) * self.scale
         if angles is not None:
             q = rotate(q, *angles)
-        return project(attention(q, *keys_values, mask), self.out[...], axes=2) + self.out_bias[...]
+        return project(attend(q, *keys_values, mask), self.out[...], axes=2) + self.out_bias[...]
 
 
 class MLP(nnx.Module):
@@ -185,7 +176,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = MLP(size, MLP_MULT * size, WHISPER_INIT, rngs)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cross: KVCache, cache: KVCache | None
+        self, x: jax.Array, positions: jax.Array, mask: Mask, cross: KVCache, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache]:
         """Returns the block's output and the keys and values that self-attention looked at: the cache with x's written in."""
         y = self.attention_norm(x)
@@ -267,11 +258,10 @@ class TextDecoder(nnx.Module):
           [B, S, V] float32.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = causal_mask(positions, positions)
 
         def layer(block: DecoderBlock, x: jax.Array, _: None):
             # The cross-attention's keys and values are made here, not ahead, so that a training step holds one layer's at a time.
-            return block(x, positions, mask, block.cross_attention.keys_values(states), None)[0], None
+            return block(x, positions, CAUSAL, block.cross_attention.keys_values(states), None)[0], None
 
         x, _ = scan_layers(self.blocks, layer, self._embed(tokens, positions), remat=remat)
         return self._logits(x)
@@ -308,7 +298,7 @@ class TextDecoder(nnx.Module):
         Returns:
           [B, n or S, V] float32 logits and the new cache.
         """
-        mask = causal_mask(positions, jnp.arange(slots(cache))[None])
+        mask = causal_to(positions)
 
         def layer(block: DecoderBlock, x: jax.Array, kept: tuple[KVCache, KVCache]):
             return block(x, positions, mask, *kept)

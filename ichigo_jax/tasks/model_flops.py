@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax.models.attention import MASKED_SCOPE
-from ichigo_jax.models.modules import Buffer
+from ichigo_jax.models.declare import Buffer
 from ichigo_jax.planning.chips import chip_of
 from ichigo_jax.planning.flops import count_flops
 from ichigo_jax.tasks import Task, make_task

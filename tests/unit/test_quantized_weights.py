@@ -15,8 +15,8 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.folder import load_model, save_model
+from ichigo_jax.models.linear import project
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
-from ichigo_jax.models.modules import project
 from ichigo_jax.models.quantized_weights import QuantizedKernel, quantize
 
 D, V = 64, 96
