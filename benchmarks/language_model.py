@@ -37,7 +37,7 @@ from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
 from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.planning.chips import chip_of
+from ichigo_jax.parallel.chips import chip_of
 from ichigo_jax.tasks import make_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config

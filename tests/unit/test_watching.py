@@ -24,12 +24,12 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import CAUSAL, EVERYWHERE, MASKED_SCOPE, attend
 from ichigo_jax.models.llama import Llama, LlamaConfig
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.planning.chips import CHIPS, H100, chip_of
-from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.parallel.chips import CHIPS, H100, chip_of
 from ichigo_jax.tasks import mixture
 from ichigo_jax.tasks.model_flops import model_flops
 from ichigo_jax.train import make_step
 from ichigo_jax.training import trackers
+from ichigo_jax.training.flops import count_flops
 from ichigo_jax.training.goodput import Goodput
 from ichigo_jax.training.losses import cross_entropy_sums, token_cross_entropy, vocabulary_loss
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
