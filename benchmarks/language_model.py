@@ -35,9 +35,9 @@ from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
-from ichigo_jax.models.modules import unstack_layers
+from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.planning.chips import chip_of
+from ichigo_jax.parallel.chips import chip_of
 from ichigo_jax.tasks import make_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
@@ -237,7 +237,7 @@ def quantized_rows(folder: Path, exact: LanguageModel, prompt: np.ndarray, answe
 
 def stored_bytes(model: LanguageModel) -> int:
     """Of the parameters on the device; four-bit integers lie two in a byte."""
-    leaves = jax.tree.leaves(model._state)
+    leaves = jax.tree.leaves(model.arrays)
     program = jax.jit(lambda leaves: [leaf.ravel()[0] for leaf in leaves]).lower(leaves).compile()
     return program.memory_analysis().argument_size_in_bytes
 
@@ -369,8 +369,8 @@ def main() -> None:
     device.add_argument("--attention", choices=["xla", "cudnn", "splash"], default="cudnn", help="(cudnn)")
     device.add_argument("--remat", choices=["none", "dots", "full"], default="full", help="(full)")
     device.add_argument("--loss-chunk", type=int, default=1024, help="tokens whose logits are in memory at a time (1024)")
-    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (as planning/chips.py has it)")
-    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (as planning/chips.py has it)")
+    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (as parallel/chips.py has it)")
+    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (as parallel/chips.py has it)")
     arguments = parser.parse_args()
     load = load_average()
     if arguments.device:

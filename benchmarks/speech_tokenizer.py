@@ -25,34 +25,21 @@ import numpy as np
 from flax import nnx
 from side_by_side import load_average, report, turn_by_turn
 
-from ichigo_jax.models.attention import attention
-from ichigo_jax.models.modules import cast_params
+from ichigo_jax.models.attention import attend
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
+from ichigo_jax.models.released import WHISPERS
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
-from ichigo_jax.models.whisper import WhisperConfig
 
 SECONDS, POSITIONS = 30, 1500
-SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}  # D, N, L
+SIZES = ("tiny", "base", "small", "medium")
 
 
 def tokenizer_config(size: str) -> SpeechTokenizerConfig:
     """A released Whisper's encoder, a decoder of next to nothing, and the quantiser that ichigo has on it."""
-    width, heads, layers = SIZES[size]
-    whisper = WhisperConfig(
-        n_mels=80,
-        n_audio_ctx=1500,
-        n_audio_state=width,
-        n_audio_head=heads,
-        n_audio_layer=layers,
-        n_vocab=64,
-        n_text_ctx=8,
-        n_text_state=width,
-        n_text_head=heads,
-        n_text_layer=1,
-        layer_norm_eps=1e-5,
-    )
+    whisper = dataclasses.replace(WHISPERS[size], n_vocab=64, n_text_ctx=8, n_text_layer=1)
     quantizer = QuantizerConfig(
-        n_head=heads,
+        n_head=whisper.n_audio_head,
         head_width=64,
         ffn_mult=4,
         depth=1,
@@ -155,7 +142,7 @@ def parts_of_a_layer(size: str, repeats: int) -> list[dict]:
     import torch
     from torch.nn import functional
 
-    width, heads, _ = SIZES[size]
+    width, heads = WHISPERS[size].n_audio_state, WHISPERS[size].n_audio_head
     random = np.random.default_rng(0)
     x, up, hidden = (
         random.normal(size=shape).astype(np.float32) for shape in ((POSITIONS, width), (width, 4 * width), (POSITIONS, 4 * width))
@@ -163,11 +150,11 @@ def parts_of_a_layer(size: str, repeats: int) -> list[dict]:
     qkv = random.normal(size=(3, 1, POSITIONS, heads, width // heads)).astype(np.float32)
     torch_x, torch_up, torch_hidden = torch.from_numpy(x), torch.from_numpy(up.T.copy()), torch.from_numpy(hidden)
     torch_qkv = [torch.from_numpy(array).transpose(1, 2).contiguous() for array in qkv]
-    product, attend, gelu = jax.jit(jnp.dot), jax.jit(attention), jax.jit(lambda x: jax.nn.gelu(x, approximate=False))
+    product, attention, gelu = jax.jit(jnp.dot), jax.jit(attend), jax.jit(lambda x: jax.nn.gelu(x, approximate=False))
     x, up, hidden, qkv = jax.device_put((x, up, hidden, list(qkv)))
     timed = {
         "matrix product": (lambda: functional.linear(torch_x, torch_up), lambda: product(x, up)),
-        "attention": (lambda: functional.scaled_dot_product_attention(*torch_qkv), lambda: attend(*qkv)),
+        "attention": (lambda: functional.scaled_dot_product_attention(*torch_qkv), lambda: attention(*qkv)),
         "GELU": (lambda: functional.gelu(torch_hidden), lambda: gelu(hidden)),
     }
     operations = {"matrix product": 8 * POSITIONS * width**2, "attention": 4 * POSITIONS**2 * width}

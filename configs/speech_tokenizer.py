@@ -25,23 +25,11 @@ import math
 
 from ml_collections import ConfigDict, config_dict
 
+from ichigo_jax.configuration import to_dict
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.released import WHISPERS
 from ichigo_jax.training.run_config import parse_argument
 
-# n_mels, width, heads, encoder layers, decoder layers, vocabulary
-WHISPERS = {
-    "tiny": (80, 384, 6, 4, 4, 51865),
-    "tiny.en": (80, 384, 6, 4, 4, 51864),
-    "base": (80, 512, 8, 6, 6, 51865),
-    "base.en": (80, 512, 8, 6, 6, 51864),
-    "small": (80, 768, 12, 12, 12, 51865),
-    "small.en": (80, 768, 12, 12, 12, 51864),
-    "medium": (80, 1024, 16, 24, 24, 51865),
-    "medium.en": (80, 1024, 16, 24, 24, 51864),
-    "large-v2": (80, 1280, 20, 32, 32, 51865),
-    "large-v3": (128, 1280, 20, 32, 32, 51866),
-    "large-v3-turbo": (128, 1280, 20, 32, 4, 51866),
-}
 HEAD_WIDTH = 64
 CODES = (512, 1024, 2048)
 # Of about as many codes, no number of levels below five (Mentzer et al. 2023, table 1).
@@ -63,7 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
             f"family {options.family!r}, codes {options.codes}, phase {options.phase} found, expected a family of "
             f"{', '.join(WHISPERS)}; codes of {', '.join(map(str, CODES))}; phase 1 or 2"
         )
-    n_mels, width, heads, encoder_layers, decoder_layers, n_vocab = WHISPERS[options.family]
+    network = WHISPERS[options.family]
     levels = FSQ_LEVELS[options.codes] if options.fsq else None
     codes = math.prod(levels) if levels else options.codes
     whisper = options.whisper or f"models/whisper-{options.family}"
@@ -74,21 +62,9 @@ def get_config(argument: str = "") -> ConfigDict:
             "seed": 0,
             "init_from": options.init or whisper,
             "model": {
-                "whisper": {
-                    "n_mels": n_mels,
-                    "n_audio_ctx": 1500,
-                    "n_audio_state": width,
-                    "n_audio_head": heads,
-                    "n_audio_layer": encoder_layers,
-                    "n_vocab": n_vocab,
-                    "n_text_ctx": 448,
-                    "n_text_state": width,
-                    "n_text_head": heads,
-                    "n_text_layer": decoder_layers,
-                    "layer_norm_eps": 1e-5,
-                },
+                "whisper": to_dict(network),
                 "quantizer": {
-                    "n_head": width // HEAD_WIDTH,
+                    "n_head": network.n_audio_state // HEAD_WIDTH,
                     "head_width": HEAD_WIDTH,
                     "ffn_mult": 4,
                     "depth": 1,
@@ -99,7 +75,7 @@ def get_config(argument: str = "") -> ConfigDict:
                     "codebook_dim": len(levels) if levels else 64,
                     "downsample": options.downsample,
                     "downsampling": "mean",
-                    "positions": 1500,
+                    "positions": network.n_audio_ctx,
                     "codebook_decay": 0.9,
                     "threshold_ema_dead_code": 0.0,
                     "laplace_eps": 1e-5,

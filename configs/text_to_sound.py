@@ -70,7 +70,8 @@ def get_config(argument: str = "") -> ConfigDict:
         speech_tokenizer=shared.SPEECH_TOKENIZER,
         per_row=1,
     )
-    shared.check_size(options.size, RECIPES)
+    if options.size not in RECIPES:
+        raise InputError(f"size {options.size!r} found, expected one of {', '.join(RECIPES)}")
     recipe = RECIPES[options.size]
     steps = recipe.epochs * options.rows // recipe.batch_size
     if steps <= recipe.warmup_steps:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.modules import Buffer
+from ichigo_jax.models.declare import Buffer
 from ichigo_jax.models.stored_arrays import rows_per_block
 
 LAYER = "{i}"

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import ichigo_jax
 from ichigo_jax.arguments import ArgumentParser, unicode_text, whole_number
 from ichigo_jax.data.folders import on_disk
+from ichigo_jax.decoding.sampling import Sampling, check_seed, checked
 from ichigo_jax.errors import InputError, command, unicode_only
-from ichigo_jax.inference.sampling import Sampling, check_seed, checked
 from ichigo_jax.storage import open_output, write_json_line
 
 
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.audio and not arguments.speech_tokenizer:
         raise InputError("--audio found without --speech-tokenizer; give the folder of the model's speech tokenizer")
 
-    sampling = {name: getattr(arguments, name) for name in Sampling._fields}
-    checked(Sampling(**sampling))  # before the models are loaded
+    sampling = checked(Sampling(*(getattr(arguments, name) for name in Sampling._fields)))  # before the models are loaded
     check_seed(arguments.seed)
     audio = on_disk(arguments.audio) if arguments.audio else None
 
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     if arguments.prompt:
         messages.append({"role": "user", "content": arguments.prompt})
-    pieces = assistant.stream(audio, messages, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed, **sampling)
+    pieces = assistant.stream(audio, messages, max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed)
     if arguments.json:
         asked = {"audio": unicode_only(arguments.audio)} if arguments.audio else {"prompt": arguments.prompt}
         with open_output("-") as file:

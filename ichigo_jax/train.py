@@ -28,7 +28,7 @@ from ichigo_jax import errors
 from ichigo_jax.data.loading import read_batches
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import check_backend
-from ichigo_jax.models.modules import Buffer, cast_params
+from ichigo_jax.models.declare import Buffer, cast_params
 from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.tasks.model_flops import step_work

@@ -8,73 +8,18 @@ Attention is the TPU's; on NVIDIA GPUs give `--config.train.attention=cudnn`, el
 
 from ml_collections import ConfigDict, config_dict
 
+from ichigo_jax.configuration import to_dict
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.released import text_model
 from ichigo_jax.training.run_config import parse_argument
 
-# What a size is trained from, with sound tokens in its vocabulary, and whether it needs more than one chip's memory.
-SIZES = {
-    "1b": ("llama-3.2-1b-instruct", False),
-    "3b": ("llama-3.2-3b-instruct", False),
-    "8b": ("llama-3.1-8b-instruct", True),
-    "70b": ("llama-3.1-70b-instruct", True),
-    "qwen0.5b": ("qwen2.5-0.5b-instruct", False),
-    "qwen1.5b": ("qwen2.5-1.5b-instruct", False),
-    "qwen7b": ("qwen2.5-7b-instruct", True),
-    "qwen32b": ("qwen2.5-32b-instruct", True),
-}
-# Of each: width, feed-forward, layers, heads, key/value heads, head size, whether the head is the embedding.
-DIMENSIONS = {
-    "1b": (2048, 8192, 16, 32, 8, 64, True),
-    "3b": (3072, 8192, 28, 24, 8, 128, True),
-    "8b": (4096, 14336, 32, 32, 8, 128, False),
-    "70b": (8192, 28672, 80, 64, 8, 128, False),
-    "qwen0.5b": (896, 4864, 24, 14, 2, 64, True),
-    "qwen1.5b": (1536, 8960, 28, 12, 2, 128, True),
-    "qwen7b": (3584, 18944, 28, 28, 4, 128, False),
-    "qwen32b": (5120, 27648, 64, 40, 8, 128, False),
-}
 # Of the released models up to v0.4; its 512 codes and the mask code are `extend-vocab --sound-codes 512`.
 SPEECH_TOKENIZER = "models/whisper-vq-stoks-v3-7lang"
 
 
 def extended_model(size: str) -> str:
     """The folder of the text model with sound tokens, as the docstrings' commands name it."""
-    check_size(size, SIZES)
-    return f"models/{SIZES[size][0]}-sound"
-
-
-def network(size: str) -> dict:
-    """What the model folder must hold; of another vocabulary than 512 codes and their mask code make, the folder's own counts."""
-    width, feed_forward, layers, heads, kv_heads, head, tied = DIMENSIONS[size]
-    qwen = size.startswith("qwen")
-    scaling = {
-        "factor": 32.0 if size in ("1b", "3b") else 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    return {
-        "architecture": "qwen2" if qwen else "llama",
-        "vocab_size": 152_180 if qwen else 128_771,
-        "hidden_size": width,
-        "intermediate_size": feed_forward,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head,
-        "max_position_embeddings": 32_768 if qwen else 131_072,
-        "rms_norm_eps": 1e-6 if qwen else 1e-5,
-        "rope_theta": 1_000_000.0 if qwen else 500_000.0,
-        "rope_scaling": None if qwen else scaling,
-        "tie_word_embeddings": tied,
-        "attention_bias": qwen,
-        "initializer_range": 0.02,
-    }
-
-
-def check_size(size: str, sizes) -> None:
-    if size not in sizes:
-        raise InputError(f"size {size!r} found, expected one of {', '.join(sizes)}")
+    return f"models/{text_model(size).name}-sound"
 
 
 def source(path: str, format: str, column: str | None = None, request: str | None = None, weight: float = 1.0) -> dict:
@@ -99,10 +44,9 @@ def stage(
     weight_decay: float,
 ) -> ConfigDict:
     """One stage. ``batch_size`` counts examples; with several to a row, a step has so many fewer rows and parts."""
-    check_size(size, SIZES)
+    model = text_model(size)
     if examples_per_row < 1 or batch_size % examples_per_row:
         raise InputError(f"per_row={examples_per_row} found, expected a divisor of the batch of {batch_size} examples")
-    large = SIZES[size][1]
     rows = batch_size // examples_per_row
     parts = next(parts for parts in range(max(1, accumulation // examples_per_row), 0, -1) if rows % parts == 0)
     return ConfigDict(
@@ -110,7 +54,7 @@ def stage(
             "task": "language_model",
             "seed": 42,
             "init_from": init_from,
-            "model": {"llama": network(size), "adapter": None, "base_dtype": None},
+            "model": {"llama": to_dict(model.llama), "adapter": None, "base_dtype": None},
             "data": {
                 "length": length,
                 "packing": examples_per_row > 1,
@@ -146,13 +90,13 @@ def stage(
                 "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
                 "attention": "splash",
-                "remat": "full" if large else "dots",
+                "remat": "full" if model.large else "dots",
                 "stop_after_skipped": 10,
                 "roll_backs": 0,
                 "spike_factor": None,
                 "spike_window": 64,
             },
-            "mesh": {"data": 1 if large else -1, "fsdp": -1 if large else 1, "tensor": 1, "context": 1},
+            "mesh": {"data": 1 if model.large else -1, "fsdp": -1 if model.large else 1, "tensor": 1, "context": 1},
             "output": {
                 "log_every": 10,
                 "evaluate_every": 0,

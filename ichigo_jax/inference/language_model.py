@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
+from ichigo_jax.decoding import language_model as decoding_loop
+from ichigo_jax.decoding.loop import Decoding
+from ichigo_jax.decoding.sampling import GREEDY, SEEDS, Sampler, Sampling, check_seed, checked, stacked
 from ichigo_jax.errors import InputError, check_jaxlib
-from ichigo_jax.inference import generation
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
-from ichigo_jax.inference.sampling import Sampling, check_seed, checked
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
-from ichigo_jax.models.modules import unstack_layers
 from ichigo_jax.models.quantized_weights import Quantization
+from ichigo_jax.models.split import SplitModel, jit_model
+from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import MESH_AXES, hosts
 from ichigo_jax.storage import read_json
 from ichigo_jax.text import TextTokenizer, encode_chat
@@ -57,7 +57,7 @@ class LanguageModel:
         self.config = config
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
-        self._graphdef, self._state = nnx.split(model)
+        self._model = SplitModel(model)
         if tokenizer is not None:
             check_tokenizer(config, tokenizer)
 
@@ -93,6 +93,11 @@ class LanguageModel:
         tokenizer = TextTokenizer.from_folder(texts, recorded_chat_date(folder)) if texts.is_dir() else None
         return cls(model, config, tokenizer, read_json(Path(folder) / PROVENANCE))
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The parameters as they were loaded, a nested dictionary; those in few bits are ``QuantizedKernel``."""
+        return self._model.state()
+
     def logits(self, token_ids: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
         """Next-token logits at every position of sequences that start at position 0.
 
@@ -117,28 +122,28 @@ class LanguageModel:
         if T > context:
             raise InputError(f"{T} tokens found, the model's context is {context}")
         tokens, _ = _padded(rows.tolist())
-        return hosts.whole_array(_all_logits(self._graphdef, self._state, tokens))[:B, :T]
+        return hosts.whole_array(_all_logits(self._model, tokens))[:B, :T]
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         *,
-        seed: int = 0,
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] | None = None,
         on_token: Callable[[int, int], None] | None = None,
-        **sampling: float,
     ) -> list[list[int]]:
-        """Continues every prompt. Greedy by default; a row's greedy answer does not depend on the other rows.
+        """Continues every prompt. A row's answer does not depend on the other rows.
 
         Args:
           prompts: token ids, one list a row, of any lengths from 1 on.
           max_new_tokens: the most tokens a row gets; a row also ends when the model's context is full.
-          seed: of the random draws.
+          sampling: how tokens are chosen, for all rows or for each; greedy by default.
+          seed: of each row's draws; a single one stands for itself, itself + 1, … of row 0, row 1, …
           stop_ids: tokens that end a row; None takes the model's own.
           on_token: called with the row's number and the token as soon as a token is chosen. Costs a return to the host
             at every step.
-          **sampling: temperature, top_k, top_p, min_p, repetition_penalty; see ``sampling.Sampling``.
 
         Returns:
           The new tokens of every row; the stop token, where one came, is the last.
@@ -147,11 +152,12 @@ class LanguageModel:
           InputError: an empty prompt, an id out of range, a prompt as long as the model's context, a value out of range.
         """
         if on_token is None:
-            decoding, options = self._prefill(prompts, max_new_tokens, seed, stop_ids, sampling)
-            decoding = generation.decode_all(self._graphdef, self._state, decoding, options)
-            return _answers(decoding.answer, options, len(prompts))
+            decoding, sampler = self._prefill(prompts, max_new_tokens, sampling, seed, stop_ids)
+            decoding = decoding_loop.run(self._model, sampler, decoding=decoding)
+            rows = zip(hosts.whole_array(decoding.state.tokens).tolist(), hosts.whole_array(decoding.state.written))
+            return [tokens[:written] for tokens, written in rows][: len(prompts)]
         answers: list[list[int]] = [[] for _ in prompts]
-        for tokens in self._steps(prompts, max_new_tokens, seed, stop_ids, sampling):
+        for tokens in self._steps(prompts, max_new_tokens, sampling, seed, stop_ids):
             for row, token in tokens:
                 answers[row].append(token)
                 on_token(row, token)
@@ -205,26 +211,26 @@ class LanguageModel:
         prompt: Sequence[int],
         max_new_tokens: int,
         *,
+        sampling: Sampling = GREEDY,
         seed: int = 0,
         stop_ids: Sequence[int] | None = None,
-        **sampling: float,
     ) -> Iterator[int]:
         """As ``generate`` for one prompt, a token at a time as they are chosen."""
-        for tokens in self._steps([prompt], max_new_tokens, seed, stop_ids, sampling):
+        for tokens in self._steps([prompt], max_new_tokens, sampling, seed, stop_ids):
             yield tokens[0][1]
 
-    def _steps(self, prompts, max_new_tokens, seed, stop_ids, sampling) -> Iterator[list[tuple[int, int]]]:
+    def _steps(self, prompts, max_new_tokens, sampling, seed, stop_ids) -> Iterator[list[tuple[int, int]]]:
         """At every step, (row, token) of the rows that were not finished before it."""
-        decoding, options = self._prefill(prompts, max_new_tokens, seed, stop_ids, sampling)
-        active = list(range(len(prompts)))
+        decoding, sampler = self._prefill(prompts, max_new_tokens, sampling, seed, stop_ids)
+        written, active = decoding_loop.newest(decoding), list(range(len(prompts)))
         while active:
-            tokens, finished = hosts.whole_array(decoding.token), hosts.whole_array(decoding.finished)
+            decoding = decoding_loop.step(self._model, sampler, decoding=decoding)  # under way while the last one is read
+            following = decoding_loop.newest(decoding)
+            tokens, finished = map(hosts.whole_array, written)
             yield [(row, int(tokens[row])) for row in active]
-            active = [row for row in active if not finished[row]]
-            if active:
-                decoding = generation.decode_step(self._graphdef, self._state, decoding, options)
+            active, written = [row for row in active if not finished[row]], following
 
-    def _prefill(self, prompts, max_new_tokens, seed, stop_ids, sampling) -> tuple[generation.Decoding, generation.Options]:
+    def _prefill(self, prompts, max_new_tokens, sampling, seed, stop_ids) -> tuple[Decoding, Sampler]:
         prompts = [list(prompt) for prompt in prompts]
         self._check_prompts(prompts)
         context = self.config.llama.max_position_embeddings
@@ -233,19 +239,19 @@ class LanguageModel:
             raise InputError(f"prompt of {longest} tokens found, the model's context is {context}; shorten the conversation")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens {max_new_tokens} found, expected at least 1")
-        check_seed(seed)
         tokens, lengths = _padded(prompts)
+        R = len(tokens)
         # Rows that only fill the batch up have no token to give.
-        limits = np.where(np.arange(len(tokens)) < len(prompts), np.minimum(max_new_tokens, context - lengths), 0)
-        stop_ids = self.config.eos_token_ids if stop_ids is None else stop_ids
-        options = generation.Options(
-            sampling=checked(Sampling(**sampling)),
-            stop_ids=_stops(stop_ids),
+        limits = np.where(np.arange(R) < len(prompts), np.minimum(max_new_tokens, context - lengths), 0)
+        stops = _stops(self.config.eos_token_ids if stop_ids is None else stop_ids)
+        sampler = Sampler(
+            sampling=_sampling_of_rows(sampling, len(prompts), R),
+            keys=_keys(_seeds(seed, len(prompts), R)),
             limits=limits.astype(np.int32),
-            key=jax.random.key(seed),
+            stop_ids=np.broadcast_to(stops, (R, len(stops))),
         )
-        slots = _bucket(int((lengths + limits).max()))
-        return generation.prefill(self._graphdef, self._state, tokens, lengths, options, cache_length=slots), options
+        cache_length = _bucket(int((lengths + limits).max()))
+        return decoding_loop.prefill(self._model, tokens, lengths, sampler, cache_length=cache_length), sampler
 
     def _check_prompts(self, rows: Sequence[Sequence[int]]) -> None:
         vocab_size = self.config.llama.vocab_size
@@ -279,9 +285,8 @@ def _host_mesh() -> Mesh | None:
     return Mesh(np.array(device).reshape([1] * len(MESH_AXES)), MESH_AXES)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef",))
-def _all_logits(graphdef: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
-    model = nnx.merge(graphdef, state)
+@jit_model()
+def _all_logits(model: Llama, tokens: jax.Array) -> jax.Array:
     hidden, _ = model(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
     return model.logits(hidden)
 
@@ -310,11 +315,26 @@ def _bucket(length: int) -> int:
     return max(SHORTEST_BUCKET, power_of_two(length))
 
 
-def _answers(answer: jax.Array, options: generation.Options, rows: int) -> list[list[int]]:
-    """Cuts the rows of int32 [B, S] after their stop token or at their limit."""
-    stop_ids = set(np.asarray(options.stop_ids).tolist())
-    answers = []
-    for row, limit in zip(hosts.whole_array(answer)[:rows].tolist(), np.asarray(options.limits).tolist()):
-        stop = next((index + 1 for index, token in enumerate(row[:limit]) if token in stop_ids), limit)
-        answers.append(row[:stop])
-    return answers
+def _sampling_of_rows(sampling: Sampling | Sequence[Sampling], prompts: int, rows: int) -> Sampling:
+    """Checked, of each row; rows without a prompt are greedy."""
+    each = [sampling] * prompts if isinstance(sampling, Sampling) else list(sampling)
+    if len(each) != prompts:
+        raise InputError(f"{len(each)} samplings found for {prompts} prompts, expected one for all or one for each")
+    return stacked([*map(checked, each), *[GREEDY] * (rows - prompts)])
+
+
+def _seeds(seed: int | Sequence[int], prompts: int, rows: int) -> np.ndarray:
+    """uint32 [rows], checked."""
+    single = isinstance(seed, int | np.integer)
+    given = [int(seed)] if single else [int(each) for each in seed]
+    for each in given:
+        check_seed(each)
+    if not single and len(given) != prompts:
+        raise InputError(f"{len(given)} seeds found for {prompts} prompts, expected one for all or one for each")
+    of_prompts = [(given[0] + number) % SEEDS for number in range(prompts)] if single else given
+    return np.array([*of_prompts, *[0] * (rows - prompts)], np.uint32)
+
+
+@jax.jit
+def _keys(seeds: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.key)(seeds)

@@ -8,12 +8,11 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from ichigo_jax.audio.ahead import map_ahead
@@ -24,6 +23,7 @@ from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, Decod
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
+from ichigo_jax.models.split import SplitModel, jit_model
 from ichigo_jax.parallel import hosts
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class SpeechTokenizer:
         self._batch_size, self._max_seconds, self._max_bytes = batch_size, max_seconds, max_bytes
         if text is not None:
             self.text = self._checked(text)
-        self._graphdef, self._state = nnx.split(model)
+        self._model, self._decoder = SplitModel(model), SplitModel(model.whisper.decoder)
         self._folder: Path | None = None
 
     @classmethod
@@ -135,11 +135,16 @@ class SpeechTokenizer:
             raise InputError(f"text tokenizer with {text.size} ids found, the model has n_vocab {self.config.whisper.n_vocab}")
         return text
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The parameters and buffers as they were loaded, a nested dictionary."""
+        return self._model.state()
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the weights as they are stored, the same whatever ``dtype`` they were loaded in."""
         if self._folder is None:
-            return fingerprint(nnx.to_pure_dict(self._state))
+            return fingerprint(self.arrays)
         return fingerprint(unflatten_dict(load_arrays(self._folder)))
 
     def encode(self, audio: Sequence[Audio]) -> list[np.ndarray]:
@@ -161,7 +166,7 @@ class SpeechTokenizer:
         """As ``encode``, of clips that come one by one; each one's codes as soon as its batch is done, in order."""
 
         def start(batch: Batch) -> jax.Array:
-            return _tokenize(self._graphdef, self._state, batch.samples, batch.lengths)
+            return tokenize(self._model, batch.samples, batch.lengths)
 
         def finish(batch: Batch, found: jax.Array) -> Iterator[np.ndarray]:
             for piece, codes in zip(batch.pieces, hosts.whole_array(found)):
@@ -189,7 +194,7 @@ class SpeechTokenizer:
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
             filled = np.stack([*batch, *batch[:1] * (power_of_two(len(batch)) - len(batch))])
-            found = hosts.whole_array(_dequantize(self._graphdef, self._state, filled))
+            found = hosts.whole_array(_dequantize(self._model, filled))
             states.append(found[: len(batch)].astype(np.float32))
         shape = (0, self.config.whisper.n_audio_ctx, self.config.whisper.n_audio_state)
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
@@ -222,12 +227,12 @@ class SpeechTokenizer:
             raise InputError("this speech tokenizer has no text tokenizer, so it cannot transcribe; add Whisper's to its folder")
         from ichigo_jax.inference.transcription import Transcriber  # here: it takes seconds to import, see ``text``
 
-        transcriber = Transcriber(self._graphdef, self._state, self.config.whisper, self.text, options)
+        transcriber = Transcriber(self._decoder, self.config.whisper, self.text, options)
         numbers = itertools.count()
         language = options.language
 
         def start(batch: Batch) -> jax.Array:
-            return _heard(self._graphdef, self._state, batch.samples, batch.lengths)
+            return _heard(self._model, batch.samples, batch.lengths)
 
         def finish(batch: Batch, states: jax.Array) -> list[DecodingResult]:
             nonlocal language  # of the clip that the pieces at hand are of
@@ -337,17 +342,16 @@ def spoken_text(pieces: Iterable[DecodingResult], options: DecodingOptions) -> s
     return " ".join(piece.text for piece in pieces if piece.text and not piece.is_silence(options))
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _tokenize(graphdef: nnx.GraphDef, state: nnx.State, samples: jax.Array, lengths: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, state).tokenize(samples, lengths)
+@jit_model()
+def tokenize(model: SpeechTokenizerModel, samples: jax.Array, lengths: jax.Array) -> jax.Array:
+    return model.tokenize(samples, lengths)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _dequantize(graphdef: nnx.GraphDef, state: nnx.State, codes: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, state).states_from_codes(codes)
+@jit_model()
+def _dequantize(model: SpeechTokenizerModel, codes: jax.Array) -> jax.Array:
+    return model.states_from_codes(codes)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _heard(graphdef: nnx.GraphDef, state: nnx.State, samples: jax.Array, lengths: jax.Array) -> jax.Array:
-    model = nnx.merge(graphdef, state)
+@jit_model()
+def _heard(model: SpeechTokenizerModel, samples: jax.Array, lengths: jax.Array) -> jax.Array:
     return model.states_from_codes(model.tokenize(samples, lengths))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 
+from ichigo_jax.decoding import whisper
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.decoding_options import NON_SPEECH, DecodingOptions, DecodingResult
 from ichigo_jax.inference.sizes import power_of_two
-from ichigo_jax.inference.whisper_decoding import Answers, Start, beam_search, language_logits, sample
+from ichigo_jax.models.split import SplitModel
 from ichigo_jax.models.whisper import WhisperConfig
 from ichigo_jax.parallel import hosts
 from ichigo_jax.text.whisper import WhisperText
@@ -23,15 +22,19 @@ ENGLISH = "en"
 class Transcriber:
     """Text of decoder states, by one set of options."""
 
-    def __init__(
-        self, graphdef: nnx.GraphDef, state: nnx.State, config: WhisperConfig, text: WhisperText, options: DecodingOptions
-    ):
-        """Takes a ``SpeechTokenizerModel``, split, and what belongs to it.
+    def __init__(self, decoder: SplitModel, config: WhisperConfig, text: WhisperText, options: DecodingOptions):
+        """Checks the options.
+
+        Args:
+          decoder: a ``models.whisper.TextDecoder``.
+          config: of its Whisper.
+          text: its text tokenizer.
+          options: how to decode.
 
         Raises:
           InputError: options that the vocabulary or the decoder's context does not allow.
         """
-        self._graphdef, self._state, self._text, self._options = graphdef, state, text, options
+        self._decoder, self._text, self._options = decoder, text, options
         self._never = np.arange(config.n_vocab) >= text.size  # rows without a token
         if options.suppress_tokens:
             named = [index for index in options.suppress_tokens if index != NON_SPEECH]
@@ -58,7 +61,7 @@ class Transcriber:
         if not names:
             return [ENGLISH] * len(states)
         ids = np.array([self._text.languages[name] for name in names], np.int32)
-        logits = _language_logits(self._graphdef, self._state, states, np.int32(self._text.start), ids)
+        logits = whisper.language_logits(self._decoder, states, np.int32(self._text.start), ids)
         return [names[index] for index in hosts.whole_array(logits).argmax(-1)]
 
     def __call__(self, states: jax.Array, languages: Sequence[str], numbers: Sequence[int]) -> list[DecodingResult]:
@@ -86,22 +89,22 @@ class Transcriber:
         text, options = self._text, self._options
         rows = len(states)
         prompts = np.array([self._prompt(language) for language in languages], np.int32)
-        start = Start(
+        start = whisper.Start(
+            states=states,
             prompt=np.resize(prompts, (rows, prompts.shape[1])),
+            end=np.int32(text.end),
+            no_speech=np.int32(text.end if text.no_speech is None else text.no_speech),
             never=self._never,
             never_first=self._never_first,
             active=np.arange(rows) < len(languages),
         )
-        ids = np.int32(text.end), np.int32(text.end if text.no_speech is None else text.no_speech)
-        sizes = {"group": options.group(temperature), "max_tokens": self._max_tokens, "no_speech_at": len(self._earlier)}
-        if temperature > 0:
-            heat = np.float32(temperature), np.resize(np.array(numbers, np.uint32), rows), np.uint32(attempt)
-            answers = _sample(self._graphdef, self._state, states, start, *ids, heat, **sizes)
-        elif options.beam_size is None:
-            answers = _sample(self._graphdef, self._state, states, start, *ids, None, **sizes)
-        else:
+        sizes = {"group": options.group(temperature), "longest": self._max_tokens, "no_speech_at": len(self._earlier)}
+        if temperature == 0 and options.beam_size is not None:
             candidates = round(options.beam_size * (options.patience or 1.0))
-            answers = _beam_search(self._graphdef, self._state, states, start, *ids, candidates=candidates, **sizes)
+            answers = whisper.beam_search(self._decoder, start, candidates=candidates, **sizes)
+        else:
+            seeds = np.resize(np.array(numbers, np.uint32), rows)
+            answers = whisper.sample(self._decoder, start, np.float32(temperature), seeds, np.uint32(attempt), **sizes)
         tokens, logprobs, no_speech = map(hosts.whole_array, answers)
         return [
             self._likeliest(tokens[row], logprobs[row], language, temperature, float(no_speech[row]))
@@ -141,42 +144,3 @@ class Transcriber:
         """How the answer begins; its end, where less than half the context is left to the answer, and all of it otherwise."""
         ids = self._text.encode(" " + self._options.prefix.strip()) if self._options.prefix else []
         return ids[-longest:] if longest > 0 else ids
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _language_logits(graphdef: nnx.GraphDef, state: nnx.State, states: jax.Array, start: jax.Array, ids: jax.Array) -> jax.Array:
-    return language_logits(nnx.merge(graphdef, state).whisper.decoder, states, start, ids)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "group", "max_tokens", "no_speech_at"))
-def _sample(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    states: jax.Array,
-    start: Start,
-    end: jax.Array,
-    no_speech: jax.Array,
-    heat: tuple[jax.Array, jax.Array, jax.Array] | None,
-    *,
-    group: int,
-    **sizes: int,
-) -> Answers:
-    if heat is not None:
-        temperature, numbers, attempt = heat
-        key = jax.random.fold_in(jax.random.key(0), attempt)
-        keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(key, number), group))(numbers)
-        heat = temperature, keys.reshape(-1)
-    return sample(nnx.merge(graphdef, state).whisper.decoder, states, start, end, no_speech, heat, group=group, **sizes)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "group", "candidates", "max_tokens", "no_speech_at"))
-def _beam_search(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    states: jax.Array,
-    start: Start,
-    end: jax.Array,
-    no_speech: jax.Array,
-    **sizes: int,
-) -> Answers:
-    return beam_search(nnx.merge(graphdef, state).whisper.decoder, states, start, end, no_speech, **sizes)

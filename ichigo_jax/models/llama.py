@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,13 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import Attend, Backend, attention, causal_attention, causal_mask
-from ichigo_jax.models.modules import (
-    Adaptable,
-    Remat,
-    RMSNorm,
-    normal,
-    param,
-    project,
-    rotary_angles,
-    rotate,
-    scan_layers,
-    stack_layers,
-    zeros,
-)
+from ichigo_jax.models.attention import Backend, attend, causal_segments, causal_to
+from ichigo_jax.models.declare import normal, param, zeros
+from ichigo_jax.models.kv_cache import Caches, KVCache
+from ichigo_jax.models.linear import Adaptable, project
+from ichigo_jax.models.norm import RMSNorm
+from ichigo_jax.models.rotary import rotary_angles, rotate
+from ichigo_jax.models.stack import Remat, scan_layers, stack_layers
 from ichigo_jax.parallel import constrain
 from ichigo_jax.vocab import SoundVocabulary
 
@@ -134,24 +127,6 @@ class LanguageModelConfig:
     def padded_to(self, multiple: int) -> LanguageModelConfig:
         """With the fewest embedding rows that ``multiple`` divides."""
         return dataclasses.replace(self, padded_vocab_size=-(-self.llama.vocab_size // multiple) * multiple)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cache
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Cache(NamedTuple):
-    """Keys and values of earlier tokens, [L, B, S, K, H] each. A token's slot is its position.
-
-    Of layers that are apart (``modules.unstack_layers``) each has its own, [B, S, K, H], in a list.
-
-    A query at position p sees slots 0 to p, so a row's positions must be written from 0 on without a gap. What right
-    padding leaves in later slots is overwritten by the real tokens of those positions before any query sees it.
-    """
-
-    k: jax.Array
-    v: jax.Array
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,10 +244,10 @@ class Llama(nnx.Module):
         positions: jax.Array,
         *,
         segment_ids: jax.Array | None = None,
-        cache: Cache | list[Cache] | None = None,
+        cache: Caches | None = None,
         remat: Remat = "none",
         backend: Backend = "xla",
-    ) -> tuple[jax.Array, Cache | list[Cache] | None]:
+    ) -> tuple[jax.Array, Caches | None]:
         """Runs the network up to its last norm.
 
         Args:
@@ -282,8 +257,8 @@ class Llama(nnx.Module):
             both, a token sees all that stand before it in its row.
           cache: what earlier calls left; this call's keys and values are added at ``positions`` (those beyond the cache's
             length are dropped).
-          remat: what the backward pass computes anew (``modules.scan_layers``).
-          backend: of the attention (``attention.causal_attention``); with a cache it is always XLA's.
+          remat: what the backward pass computes anew (``stack.scan_layers``).
+          backend: of the attention (``attention.attend``); with a cache it is always XLA's.
 
         Returns:
           Hidden states [B, T, D] and the cache with this call's tokens (None without a cache).
@@ -292,40 +267,50 @@ class Llama(nnx.Module):
         cos, sin = rotary_angles(positions, jnp.asarray(inverse_frequencies(self.config.llama)))
         x = constrain(embed(self.embedding[...], tokens), "batch", "time", "activation")
         if cache is None:
-            x = self._layers(x, cos, sin, causal_attention(backend, tokens.shape[1], segment_ids), remat)
+            x = self._layers(x, cos, sin, causal_segments(segment_ids), backend, remat)
         else:
-            slots = jnp.arange(jax.tree.leaves(cache)[0].shape[-3])[None]
-            x, cache = self._cached_layers(x, cos, sin, causal_mask(positions, slots), positions, cache, remat)
+            x, cache = self._cached_layers(x, cos, sin, positions, cache, remat)
         return self.norm(x), cache
 
-    def _layers(self, x, cos, sin, attend: Attend, remat):
+    def _layers(self, x, cos, sin, mask, backend, remat):
         def layer(block, x, _):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
-            return block.finish(x, attend(q, k, v)), None
+            return block.finish(x, attend(q, k, v, mask, backend)), None
 
         return scan_layers(self.layers, layer, x, remat=remat)[0]
 
-    def _cached_layers(self, x, cos, sin, mask, positions, cache, remat):
-        rows = jnp.arange(x.shape[0])[:, None]
+    def _cached_layers(self, x, cos, sin, positions, cache, remat):
+        mask = causal_to(positions)
 
         def layer(block, x, cache):
             q, k, v = block.attention.queries_keys_values(block.attention_norm(x), cos, sin)
-            cache = Cache(
-                cache.k.at[rows, positions].set(k.astype(cache.k.dtype), mode="drop"),
-                cache.v.at[rows, positions].set(v.astype(cache.v.dtype), mode="drop"),
-            )
-            return block.finish(x, attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask)), cache
+            cache = cache.write(positions, k, v)
+            return block.finish(x, attend(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask)), cache
 
         return scan_layers(self.layers, layer, x, cache, remat=remat)
 
-    def init_cache(self, batch: int, length: int) -> Cache | list[Cache]:
+    def init_cache(self, batch: int, length: int) -> Caches:
         """An empty cache for ``length`` positions, in the dtype that the model computes in and as its layers are kept."""
         llama, dtype = self.config.llama, self.embedding[...].dtype
         shape = (batch, length, llama.num_key_value_heads, llama.head_dim)
         if isinstance(self.layers, nnx.List):
-            return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.layers]
-        shape = (llama.num_hidden_layers, *shape)
-        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            return [KVCache.empty(shape, dtype) for _ in self.layers]
+        return KVCache.empty((llama.num_hidden_layers, *shape), dtype)
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, cache: Caches, wanted: jax.Array | None = None
+    ) -> tuple[jax.Array, Caches]:
+        """Goes on from a cache.
+
+        Args:
+          tokens, positions, cache: as in ``__call__``.
+          wanted: int32 [B, n], indices along T of the tokens whose logits are returned; None: all.
+
+        Returns:
+          float32 logits [B, n or T, V] and the new cache.
+        """
+        hidden, cache = self(tokens, positions, cache=cache)
+        return self.logits(hidden if wanted is None else jnp.take_along_axis(hidden, wanted[..., None], axis=1)), cache
 
     def output_kernel(self) -> jax.Array:
         """What hidden states are multiplied by for logits, [D, V']; the padding rows' columns come last."""

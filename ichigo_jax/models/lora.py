@@ -21,9 +21,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.declare import Initializer, freeze, is_frozen, param, zeros
 from ichigo_jax.models.folder import load_arrays, load_config, save_model
+from ichigo_jax.models.linear import project
 from ichigo_jax.models.llama import Llama, LlamaConfig
-from ichigo_jax.models.modules import Initializer, freeze, is_frozen, param, project, zeros
 from ichigo_jax.parallel import named_sharding
 
 KIND = "lora_adapter"
@@ -138,7 +139,7 @@ def _uniform(bound: float) -> Initializer:
 
 
 def _declare(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh | None) -> nnx.Param:
-    """``modules.param``, each device of the mesh making its own part of the values."""
+    """``declare.param``, each device of the mesh making its own part of the values."""
     if mesh is not None:
         sharding = named_sharding(mesh, axes, shape, "adapter")
         init = jax.jit(init, static_argnums=(1, 2), out_shardings=sharding)

@@ -38,7 +38,7 @@ class QuantizedKernel:
         return self
 
     def project(self, x: jax.Array, axes: int, dtype: Any) -> jax.Array:
-        """As ``modules.project``. One scale an output is applied to the result, more are applied to the weights."""
+        """As ``linear.project``. One scale an output is applied to the result, more are applied to the weights."""
         groups, size, *outputs = self.values.shape
         assert math.prod(x.shape[-axes:]) == groups * size, f"{x.shape} found, expected {groups * size} inputs"
         rows = x.reshape(-1, groups * size)

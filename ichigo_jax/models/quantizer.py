@@ -17,18 +17,10 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.modules import (
-    Buffer,
-    LayerNorm,
-    Remat,
-    fan_in_normal,
-    linear_param,
-    param,
-    rotary_angles,
-    scan_layers,
-    stack_layers,
-    truncated_normal,
-)
+from ichigo_jax.models.declare import Buffer, fan_in_normal, linear_param, param, truncated_normal
+from ichigo_jax.models.norm import LayerNorm
+from ichigo_jax.models.rotary import rotary_angles
+from ichigo_jax.models.stack import Remat, scan_layers, stack_layers
 from ichigo_jax.models.whisper import MLP, Conv, EncoderBlock, LinearInit
 
 SMALLEST_NORM = 1e-12  # below it torch.nn.functional.normalize divides by this instead

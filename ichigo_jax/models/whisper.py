@@ -16,21 +16,13 @@ import numpy as np
 from flax import nnx
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import attention, causal_mask
-from ichigo_jax.models.modules import (
-    Buffer,
-    Initializer,
-    LayerNorm,
-    Remat,
-    fan_in_normal,
-    linear_param,
-    param,
-    project,
-    rotate,
-    scan_layers,
-    stack_layers,
-    zeros,
-)
+from ichigo_jax.models.attention import CAUSAL, EVERYWHERE, Mask, attend, causal_to
+from ichigo_jax.models.declare import Buffer, Initializer, fan_in_normal, linear_param, param, zeros
+from ichigo_jax.models.kv_cache import KVCache
+from ichigo_jax.models.linear import project
+from ichigo_jax.models.norm import LayerNorm
+from ichigo_jax.models.rotary import rotate
+from ichigo_jax.models.stack import Remat, scan_layers, stack_layers
 from ichigo_jax.parallel import constrain
 
 MLP_MULT = 4
@@ -81,18 +73,6 @@ class LinearInit(NamedTuple):
 WHISPER_INIT = LinearInit(weight=fan_in_normal, bias=lambda fan_in: zeros)
 
 
-class KeyValues(NamedTuple):
-    """Keys and values of one attention, [B, S, N, H] each; with a leading L axis, of a stack of layers."""
-
-    k: jax.Array
-    v: jax.Array
-
-    def write(self, positions: jax.Array, new: KeyValues) -> KeyValues:
-        """A cache with ``new`` [B, T, N, H] in the slots ``positions`` [B, T]."""
-        rows = jnp.arange(positions.shape[0])[:, None]
-        return KeyValues(self.k.at[rows, positions].set(new.k), self.v.at[rows, positions].set(new.v))
-
-
 class MultiHeadAttention(nnx.Module):
     """Attention with projections; key without bias.
 
@@ -113,7 +93,7 @@ class MultiHeadAttention(nnx.Module):
         self.out_bias = linear_param(rngs, init.bias, size, (size,), ("bias",))
         self.scale = qk_scale**0.5
 
-    def keys_values(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None) -> KeyValues:
+    def keys_values(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None) -> KVCache:
         """What queries look at: [B, S, D] -> keys and values [B, S, N, H].
 
         Args:
@@ -122,20 +102,20 @@ class MultiHeadAttention(nnx.Module):
         """
         k = project(x, self.key[...]) * self.scale
         v = project(x, self.value[...]) + self.value_bias[...]
-        return KeyValues(k if angles is None else rotate(k, *angles), v)
+        return KVCache(k if angles is None else rotate(k, *angles), v)
 
     def __call__(
         self,
         x: jax.Array,
-        keys_values: KeyValues,
-        mask: jax.Array | None = None,
+        keys_values: KVCache,
+        mask: Mask = EVERYWHERE,
         angles: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; ``mask`` as in ``attention``, ``angles`` [B, T, H/2] for the queries."""
+        """[B, T, D] -> [B, T, D]; ``mask`` as in ``attend``, ``angles`` [B, T, H/2] for the queries."""
         q = (project(x, self.query[...]) + self.query_bias[...]) * self.scale
         if angles is not None:
             q = rotate(q, *angles)
-        return project(attention(q, *keys_values, mask), self.out[...], axes=2) + self.out_bias[...]
+        return project(attend(q, *keys_values, mask), self.out[...], axes=2) + self.out_bias[...]
 
 
 class MLP(nnx.Module):
@@ -196,13 +176,13 @@ class DecoderBlock(nnx.Module):
         self.mlp = MLP(size, MLP_MULT * size, WHISPER_INIT, rngs)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cross: KeyValues, cache: KeyValues | None
-    ) -> tuple[jax.Array, KeyValues]:
+        self, x: jax.Array, positions: jax.Array, mask: Mask, cross: KVCache, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache]:
         """Returns the block's output and the keys and values that self-attention looked at: the cache with x's written in."""
         y = self.attention_norm(x)
         keys_values = self.attention.keys_values(y)
         if cache is not None:
-            keys_values = cache.write(positions, keys_values)
+            keys_values = cache.write(positions, *keys_values)
         x = x + self.attention(y, keys_values, mask)
         # Several answers to one clip (beams) look at the same states: for them they are one row of as many queries.
         queries = self.cross_attention_norm(x).reshape(len(cross.k), -1, x.shape[-1])
@@ -278,35 +258,34 @@ class TextDecoder(nnx.Module):
           [B, S, V] float32.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = causal_mask(positions, positions)
 
         def layer(block: DecoderBlock, x: jax.Array, _: None):
             # The cross-attention's keys and values are made here, not ahead, so that a training step holds one layer's at a time.
-            return block(x, positions, mask, block.cross_attention.keys_values(states), None)[0], None
+            return block(x, positions, CAUSAL, block.cross_attention.keys_values(states), None)[0], None
 
         x, _ = scan_layers(self.blocks, layer, self._embed(tokens, positions), remat=remat)
         return self._logits(x)
 
-    def prefill_cross(self, states: jax.Array) -> KeyValues:
+    def prefill_cross(self, states: jax.Array) -> KVCache:
         """Every layer's cross-attention keys and values, once for all decoding steps. [B, T, D] -> [L, B, T, N, H] each."""
         _, cross = scan_layers(self.blocks, lambda block, _, __: (None, block.cross_attention.keys_values(states)), None)
         return cross
 
-    def init_cache(self, batch: int, length: int) -> KeyValues:
+    def init_cache(self, batch: int, length: int) -> KVCache:
         """An empty self-attention cache of ``length`` slots; slot i holds position i. [L, B, length, N, H] each."""
         layers, heads = self.config.n_text_layer, self.config.n_text_head
         shape = (layers, batch, length, heads, self.config.n_text_state // heads)
         dtype = self.token_embedding[...].dtype
-        return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return KVCache.empty(shape, dtype)
 
     def decode(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        cross: KeyValues,
-        cache: KeyValues,
-        wanted: tuple[int, ...] | None = None,
-    ) -> tuple[jax.Array, KeyValues]:
+        cross: KVCache,
+        cache: KVCache,
+        wanted: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache]:
         """Goes on from a cache.
 
         Args:
@@ -314,18 +293,18 @@ class TextDecoder(nnx.Module):
           positions: [B, S] int32, each token's position, which is also the cache slot it is written to.
           cross: from ``prefill_cross``; of fewer rows than B, where each is of B / rows consecutive rows of tokens.
           cache: from ``init_cache`` or the previous call; all positions before each token's must have been written.
-          wanted: indices along S of the tokens whose logits are returned; None: all.
+          wanted: [B, n] int32, indices along S of the tokens whose logits are returned; None: all.
 
         Returns:
-          [B, S or len(wanted), V] float32 logits and the new cache.
+          [B, n or S, V] float32 logits and the new cache.
         """
-        mask = causal_mask(positions, jnp.arange(cache.k.shape[2])[None])
+        mask = causal_to(positions)
 
-        def layer(block: DecoderBlock, x: jax.Array, kept: tuple[KeyValues, KeyValues]):
+        def layer(block: DecoderBlock, x: jax.Array, kept: tuple[KVCache, KVCache]):
             return block(x, positions, mask, *kept)
 
         x, cache = scan_layers(self.blocks, layer, self._embed(tokens, positions), (cross, cache))
-        return self._logits(x if wanted is None else x[:, list(wanted)]), cache
+        return self._logits(x if wanted is None else jnp.take_along_axis(x, wanted[..., None], axis=1)), cache
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.token_embedding[...][tokens] + self.positions[...][positions]

@@ -1,1 +1,1 @@
-"""What a training step costs on a slice that nobody has rented yet: memory, arithmetic, communication, time."""
+"""What a training step needs and how fast it can be, read from what the compiler makes of it."""

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax.models.attention import MASKED_SCOPE
-from ichigo_jax.models.modules import Buffer
-from ichigo_jax.planning.chips import chip_of
-from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.models.declare import Buffer
+from ichigo_jax.parallel.chips import chip_of
 from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.training.flops import count_flops
 from ichigo_jax.training.run_config import RunConfig
 from ichigo_jax.training.state import split
 from ichigo_jax.training.watch import StepWork

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ichigo_jax.data.loading import IGNORE
-from ichigo_jax.models.modules import product_over_rows
+from ichigo_jax.models.linear import product_over_rows
 from ichigo_jax.parallel import dividing_spec, mesh_axes
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ichigo_jax.models.modules import cast_params
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import whole, writing
 from ichigo_jax.training.trackers import Tracker

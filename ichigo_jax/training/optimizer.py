@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ichigo_jax.models.modules import cast_params
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.training.run_config import OptimizerConfig
 from ichigo_jax.training.state import declarations
 

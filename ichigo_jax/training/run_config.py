@@ -80,8 +80,8 @@ class TrainConfig:
       accumulation: parts that a batch is computed in, one after the other.
       param_dtype: what the parameters are kept in; they are updated in float32.
       compute_dtype: what the parameters are cast to for the forward and backward pass.
-      attention: back end (``attention.causal_attention``).
-      remat: what the backward pass computes anew (``modules.scan_layers``).
+      attention: back end (``attention.attend``).
+      remat: what the backward pass computes anew (``stack.scan_layers``).
       stop_after_skipped: consecutive steps skipped, for a loss or gradient that is not finite or spikes, before the run goes
         back to the last checkpoint before them, and on with the batches after them.
       roll_backs: how often it does; the next time it stops. 0: it stops at once.

@@ -15,7 +15,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ichigo_jax.models.modules import Buffer, is_frozen
+from ichigo_jax.models.declare import Buffer, is_frozen
 from ichigo_jax.parallel import named_sharding, replicated
 
 
@@ -50,7 +50,7 @@ def split(model: nnx.Module, frozen: tuple[str, ...]) -> tuple[Any, dict, dict, 
     """A model as graph definition, trained parameters, frozen parameters and buffers.
 
     Args:
-      model: some of whose parameters may be declared frozen (``modules.freeze``).
+      model: some of whose parameters may be declared frozen (``declare.freeze``).
       frozen: the others that are: those whose dotted name begins with one of these.
     """
 

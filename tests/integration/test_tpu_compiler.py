@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.planning.chips import topology
+from ichigo_jax.planning.topology import topology
 from tests.integration.conftest import REPOSITORY, environment
 
 pytestmark = pytest.mark.tpu

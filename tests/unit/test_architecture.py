@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom up; a package may import its own and those before it.
 LAYERS = [
-    {"errors", "arguments", "jaxlib_faults", "configuration", "storage", "vocab", "parallel", "planning"},
+    {"errors", "arguments", "jaxlib_faults", "configuration", "storage", "vocab", "parallel"},
     {"audio", "text"},
     {"models"},
-    {"data", "inference"},
-    {"evaluation"},
+    {"decoding", "data", "synthesis"},
+    {"inference", "evaluation"},
     {"training"},
     {"tasks"},
+    {"train"},
+    {"planning"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMAND = len(LAYERS)

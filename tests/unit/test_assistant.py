@@ -10,6 +10,7 @@ from test_generation import save_tiny_model
 import ichigo_jax
 from ichigo_jax import generate
 from ichigo_jax.data.audio_files import list_audio
+from ichigo_jax.decoding.sampling import Sampling
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
@@ -71,7 +72,7 @@ class TestAssistant:
             trained.provenance = language_model.provenance | {"sound_form": form}
             assert Assistant(trained, Ears()).hear([CLIP, CLIP]) == [SoundCodes([3, 3, 0], compressed)] * 2
 
-    @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}])
+    @pytest.mark.parametrize("options", [{}, {"sampling": Sampling(temperature=1.0), "seed": 5}])
     def test_stream_is_the_reply_in_pieces(self, assistant, options):
         pieces = list(assistant.stream(CLIP, **SHORT, **options))
         assert "".join(pieces) == assistant.reply(CLIP, **SHORT, **options)
@@ -129,12 +130,15 @@ class TestGenerateCommand:
         code, printed = self.run(
             capsys, "--model", folder, "--audio", "a.wav", "--speech-tokenizer", "ears", "--json", "--temperature", "1"
         )
-        expected = answer_to(language_model, [{"role": "user", "content": [SoundCodes([3, 3, 0])]}], temperature=1.0)
+        expected = answer_to(language_model, [{"role": "user", "content": [SoundCodes([3, 3, 0])]}], sampling=Sampling(1.0))
         assert code == 0 and json.loads(printed.out) == {"audio": "a.wav", "text": expected}
 
     def test_every_way_to_choose_is_passed_on(self, folder, language_model, capsys):
-        options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3, "seed": 7}
-        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        sampling = Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
+        options = {"sampling": sampling, "seed": 7}
+        flags = [
+            part for name, value in {**sampling._asdict(), "seed": 7}.items() for part in (f"--{name.replace('_', '-')}", value)
+        ]
         code, printed = self.run(capsys, "--model", folder, "--prompt", "hi", *flags)
         assert code == 0 and printed.out == answer_to(language_model, [{"role": "user", "content": "hi"}], **options) + "\n"
 

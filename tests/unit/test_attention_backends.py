@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import causal_attention, check_backend, splash_attention
+from ichigo_jax.models.attention import attend, causal_segments, check_backend, splash
 from ichigo_jax.parallel import make_mesh
 from ichigo_jax.train import train
 from ichigo_jax.training.run_config import load
@@ -36,16 +36,20 @@ def output_and_gradients(attend, qkv, cotangent):
     return jax.jit(run)(qkv)
 
 
-def splash(segments):
-    return functools.partial(splash_attention, segment_ids=segments, interpret=True)
+def interpreted_splash(segments):
+    return functools.partial(splash.attend, mask=causal_segments(segments), interpret=True)
+
+
+def by(backend, segments):
+    return functools.partial(attend, mask=causal_segments(segments), backend=backend)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_splash_equals_xla(packed):
     qkv, cotangent, segments = inputs()
     segments = segments if packed else None
-    expected = output_and_gradients(causal_attention("xla", T, segments), qkv, cotangent)
-    found = output_and_gradients(splash(segments), qkv, cotangent)
+    expected = output_and_gradients(by("xla", segments), qkv, cotangent)
+    found = output_and_gradients(interpreted_splash(segments), qkv, cotangent)
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -53,9 +57,9 @@ def test_splash_equals_xla(packed):
 def test_splash_on_a_mesh_equals_xla():
     """Rows over data and fsdp, key/value heads and the queries of their groups over tensor."""
     qkv, cotangent, segments = inputs()
-    expected = output_and_gradients(causal_attention("xla", T, segments), qkv, cotangent)
+    expected = output_and_gradients(by("xla", segments), qkv, cotangent)
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        found = output_and_gradients(splash(segments), qkv, cotangent)
+        found = output_and_gradients(interpreted_splash(segments), qkv, cotangent)
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a, b, atol=2e-5)
     rows_and_heads = found[0].sharding.spec
@@ -64,17 +68,17 @@ def test_splash_on_a_mesh_equals_xla():
 
 def test_segments_are_what_separates_packed_rows():
     qkv, _, segments = inputs()
-    packed = causal_attention("xla", T, segments)(*qkv)
-    alone = causal_attention("xla", 150, None)(*(x[:1, 50:200] for x in qkv))
+    packed = by("xla", segments)(*qkv)
+    alone = by("xla", None)(*(x[:1, 50:200] for x in qkv))
     np.testing.assert_allclose(packed[:1, 50:200], alone, atol=1e-5)
-    joined = causal_attention("xla", T, None)(*qkv)
+    joined = by("xla", None)(*qkv)
     assert np.abs(packed - joined)[0, 50:200].max() > 0.1
 
 
 def test_splash_refuses_rows_that_its_tiles_do_not_divide():
     (q, k, v), _, _ = inputs()
     with pytest.raises(InputError, match="rows of 200 tokens found, attention 'splash' expects a multiple of 128"):
-        splash_attention(q[:, :200], k[:, :200], v[:, :200], None)
+        attend(q[:, :200], k[:, :200], v[:, :200], causal_segments(None), "splash")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_whisper_has_no_other_attention_than_xlas(tmp_path):
 def test_cudnn_equals_xla(packed):
     qkv, cotangent, segments = inputs(jnp.bfloat16)
     segments = segments if packed else None
-    expected = output_and_gradients(causal_attention("xla", T, segments), qkv, cotangent)
-    found = output_and_gradients(causal_attention("cudnn", T, segments), qkv, cotangent)
+    expected = output_and_gradients(by("xla", segments), qkv, cotangent)
+    found = output_and_gradients(by("cudnn", segments), qkv, cotangent)
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=0.05)

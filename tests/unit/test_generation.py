@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ichigo_jax.errors import InputError
-from ichigo_jax.inference import generation
-from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.inference.sampling import (
+from ichigo_jax.decoding import language_model as decoding_loop
+from ichigo_jax.decoding.sampling import (
     Sampling,
     checked,
     choose,
@@ -19,10 +17,13 @@ from ichigo_jax.inference.sampling import (
     keep_top_k,
     keep_top_p,
     penalise_repetition,
+    stacked,
 )
+from ichigo_jax.errors import InputError
+from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
-from ichigo_jax.models.modules import unstack_layers
+from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.text import TextTokenizer, train_llama_tokenizer
 from ichigo_jax.vocab import SoundVocabulary
 
@@ -56,6 +57,10 @@ def model():
 @pytest.fixture(scope="module")
 def language_model(model):
     return LanguageModel(model, CONFIG, tokenizer=None)
+
+
+def keys(rows, seed=0):
+    return jax.random.split(jax.random.key(seed), rows)
 
 
 def greedy_by_logits(language_model, prompt, steps):
@@ -112,23 +117,32 @@ class TestSampling:
 
     def test_temperature_zero_is_greedy(self):
         logits = jax.random.normal(jax.random.key(0), (3, 20))
-        tokens = choose(logits, jnp.zeros((3, 20), bool), Sampling(), jax.random.key(1))
+        tokens = choose(logits, jnp.zeros((3, 20), bool), stacked([Sampling()] * 3), keys(3))
         np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
     def test_draws_follow_the_distribution(self):
         """Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 2 are as their square roots; the last is cut by top-k."""
         rows = 20_000
         logits = jnp.broadcast_to(self.ROW, (rows, 4))
-        sampling = Sampling(temperature=2.0, top_k=3)
-        tokens = np.asarray(choose(logits, jnp.zeros((rows, 4), bool), sampling, jax.random.key(0)))
+        sampling = stacked([Sampling(temperature=2.0, top_k=3)] * rows)
+        tokens = np.asarray(choose(logits, jnp.zeros((rows, 4), bool), sampling, keys(rows)))
         expected = np.sqrt([0.5, 0.25, 0.15, 0.0])
         np.testing.assert_allclose(np.bincount(tokens, minlength=4) / rows, expected / expected.sum(), atol=0.015)
 
     def test_seeded_and_the_same_in_a_larger_batch(self):
         logits = jax.random.normal(jax.random.key(0), (8, 50))
-        draw = lambda n, key: choose(logits[:n], jnp.zeros((n, 50), bool), Sampling(1.0), key)  # noqa: E731
-        np.testing.assert_array_equal(draw(8, jax.random.key(4))[:3], draw(3, jax.random.key(4)))
-        assert (draw(8, jax.random.key(4)) != draw(8, jax.random.key(5))).any()
+        draw = lambda n, seed: choose(logits[:n], None, stacked([Sampling(1.0)] * n), keys(n, seed))  # noqa: E731
+        np.testing.assert_array_equal(draw(8, 4)[:3], draw(3, 4))
+        assert (draw(8, 4) != draw(8, 5)).any()
+
+    def test_every_row_has_options_of_its_own(self):
+        logits = jnp.broadcast_to(self.ROW[:, ::-1], (4000, 4))  # the likeliest is the last
+        each = [Sampling(), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.6), Sampling(5.0, min_p=0.9)] * 1000
+        tokens = np.asarray(choose(logits, None, stacked(each), keys(4000)))
+        found = [set(tokens[row::4].tolist()) for row in range(4)]
+        assert found[0] == {3} and found[1] == found[2] == {2, 3}
+        # (0.5, 0.25, 0.15, 0.1) ** (1 / 5): the second is 0.87 times as likely as the first
+        assert found[3] == {3}
 
     @pytest.mark.parametrize(
         "wrong",
@@ -163,7 +177,7 @@ class TestGenerate:
                     pad_token_id=0,
                     repetition_penalty=penalty,
                 )[0, len(prompt) :].tolist()
-                assert language_model.generate([prompt], 12, repetition_penalty=penalty) == [theirs]
+                assert language_model.generate([prompt], 12, sampling=Sampling(repetition_penalty=penalty)) == [theirs]
 
     def test_greedy_equals_the_argmax_of_logits(self, language_model):
         assert language_model.generate(PROMPTS[1:2], 6) == [greedy_by_logits(language_model, PROMPTS[1], 6)]
@@ -195,7 +209,7 @@ class TestGenerate:
         assert other.generate(PROMPTS[:1], 5)[0][-1] == end and len(other.generate(PROMPTS[:1], 5)[0]) <= 3
         assert len(other.generate(PROMPTS[:1], 5, stop_ids=[])[0]) == 5
 
-    @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 3}])
+    @pytest.mark.parametrize("options", [{}, {"sampling": Sampling(temperature=1.0, top_p=0.9), "seed": 3}])
     def test_callback_and_stream_see_the_same_tokens(self, language_model, options):
         stop_ids = [language_model.generate(PROMPTS, 8)[0][2]]
         expected = language_model.generate(PROMPTS, 8, stop_ids=stop_ids, **options)
@@ -207,11 +221,25 @@ class TestGenerate:
         assert list(language_model.stream(PROMPTS[0], 8, stop_ids=stop_ids, **options)) == expected[0]
 
     def test_seed(self, language_model):
-        draw = lambda seed: language_model.generate(PROMPTS, 8, temperature=1.5, seed=seed)  # noqa: E731
+        draw = lambda seed: language_model.generate(PROMPTS, 8, sampling=Sampling(1.5), seed=seed)  # noqa: E731
         assert draw(1) == draw(1) != draw(2)
 
+    def test_a_draw_depends_on_the_rows_own_seed_alone(self, language_model):
+        together = language_model.generate(PROMPTS, 8, sampling=Sampling(1.5), seed=[5, 9, 5, 7])
+        for prompt, seed, answer in zip(PROMPTS, [5, 9, 5, 7], together):
+            assert language_model.generate([prompt], 8, sampling=Sampling(1.5), seed=seed) == [answer]
+        assert language_model.generate(PROMPTS, 8, sampling=Sampling(1.5), seed=5)[1:2] == language_model.generate(
+            PROMPTS[1:2], 8, sampling=Sampling(1.5), seed=6
+        ), "row n of seed s is drawn with seed s + n"
+
+    def test_every_row_has_options_of_its_own(self, language_model):
+        each = [Sampling(), Sampling(2.0, top_k=5), Sampling(repetition_penalty=1.5), Sampling(1.0, min_p=0.1)]
+        together = language_model.generate(PROMPTS, 8, sampling=each, seed=[1, 2, 3, 4])
+        for prompt, sampling, seed, answer in zip(PROMPTS, each, [1, 2, 3, 4], together):
+            assert language_model.generate([prompt], 8, sampling=sampling, seed=seed) == [answer]
+
     def test_every_step_draws_anew(self, language_model):
-        answers = language_model.generate([[1]] * 4, 8, temperature=1000.0)  # nearly uniform over the vocabulary
+        answers = language_model.generate([[1]] * 4, 8, sampling=Sampling(1000.0))  # nearly uniform over the vocabulary
         assert all(len(set(answer)) > 4 for answer in answers) and answers[0] != answers[1]
 
     def test_ends_where_the_context_ends(self, language_model):
@@ -221,9 +249,10 @@ class TestGenerate:
 
     def test_compiles_once_for_a_bucket(self, language_model):
         language_model.generate([[1, 2, 3], [4], [5]], 6)
-        sizes = generation.prefill._cache_size(), generation.decode_all._cache_size()
-        language_model.generate([[1], [2, 3, 4, 5, 6, 7], [8], [9, 9]], 9, temperature=0.7, top_k=5, seed=2)
-        assert (generation.prefill._cache_size(), generation.decode_all._cache_size()) == sizes
+        programs = lambda: (decoding_loop.prefill.compiled_programs(), decoding_loop.run.compiled_programs())  # noqa: E731
+        before = programs()
+        language_model.generate([[1], [2, 3, 4, 5, 6, 7], [8], [9, 9]], 9, sampling=Sampling(0.7, top_k=5), seed=2)
+        assert programs() == before
 
     @pytest.mark.parametrize(
         ("prompts", "options", "fault"),
@@ -234,7 +263,10 @@ class TestGenerate:
             ([], {}, "at least one"),
             ([[1] * 32], {}, "context is 32"),
             ([[1]], {"max_new_tokens": 0}, "max_new_tokens 0"),
-            ([[1]], {"top_p": 7}, "top_p 7"),
+            ([[1]], {"sampling": Sampling(top_p=7)}, "top_p 7"),
+            ([[1]], {"seed": -1}, "seed -1 found, expected 0 to 4294967295"),
+            ([[1]], {"seed": [1, 2]}, "2 seeds found for 1 prompts"),
+            ([[1]], {"sampling": [Sampling()] * 2}, "2 samplings found for 1 prompts"),
         ],
     )
     def test_refusals(self, language_model, prompts, options, fault):

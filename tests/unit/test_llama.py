@@ -10,10 +10,10 @@ from flax import nnx
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling, inverse_frequencies
-from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import make_mesh, named_sharding
-from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.training.flops import count_flops
 from ichigo_jax.vocab import SoundVocabulary
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 16)

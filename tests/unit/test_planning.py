@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ichigo_jax import plan
+from ichigo_jax import plan as command
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import make_mesh
 from ichigo_jax.parallel.hosts import launcher
-from ichigo_jax.planning import chips
-from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.planning import search as search_plans
+from ichigo_jax.planning import topology as topologies
 from ichigo_jax.planning.hlo import Program
+from ichigo_jax.planning.plan import Plan
+from ichigo_jax.training.flops import count_flops
 
 L, B, D, F = 5, 16, 32, 64
 
@@ -162,19 +164,19 @@ def test_what_leaves_a_slice_is_counted_apart():
 @pytest.mark.parametrize(("name", "slices"), [("cpu:8", 2), ("v5e:4x4", 0)])
 def test_slices_that_are_none(name, slices):
     with pytest.raises(InputError, match=f"--slices {slices} found with --topology {name}"):
-        chips.topology(name, slices)
+        topologies.topology(name, slices)
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "cpu:x", "cpu:9999", ""])
 def test_topologies_that_are_none(name):
     with pytest.raises(InputError, match=f"--topology {name}"):
-        chips.topology(name)
+        topologies.topology(name)
 
 
 def test_devices_of_this_machine():
-    found = chips.topology("cpu:8")
+    found = topologies.topology("cpu:8")
     assert len(found.devices) == 8 and found.chip is None
-    assert np.isfinite([chip.flops for chip in chips.CHIPS.values()]).all()
+    assert np.isfinite([chip.flops for chip in topologies.CHIPS.values()]).all()
 
 
 def imagined(data, fsdp, tensor, remat, parts):
@@ -195,20 +197,20 @@ def asked(monkeypatch):
         gigabytes, seconds = imagined(*asked[-1])
         if gigabytes > 32:
             raise InputError("the compiler refuses it")
-        unimportant = {field.name: 0 for field in dataclasses.fields(plan.Plan)}
+        unimportant = {field.name: 0 for field in dataclasses.fields(Plan)}
         chosen = {"mesh": vars(mesh), "remat": train.remat, "accumulation": train.accumulation, "fits": gigabytes <= 16}
         step = max(seconds.values())
         times = {"seconds_of": seconds, "step_seconds_roofline": step, "compute_bound": seconds["arithmetic"] / step}
-        return plan.Plan(**{**unimportant, **chosen, **times})
+        return Plan(**{**unimportant, **chosen, **times})
 
-    monkeypatch.setattr(plan, "make_plan", make_plan)
+    monkeypatch.setattr(search_plans, "make_plan", make_plan)
     return asked
 
 
 def search(capsys, batch_size):
     batch = f"--config.train.batch_size={batch_size}"
     with pytest.raises(SystemExit) as ended:
-        plan.main(["--config", "configs/llama_pretrain.py:8b", "--topology", "cpu:8", "--search", "--json", batch])
+        command.main(["--config", "configs/llama_pretrain.py:8b", "--topology", "cpu:8", "--search", "--json", batch])
     printed = capsys.readouterr()
     return ended.value.code, printed.err if ended.value.code else json.loads(printed.out)
 
@@ -234,7 +236,7 @@ def test_a_search_that_finds_nothing_says_so_after_one_try_of_each(monkeypatch, 
     def refuse(config, slice):
         raise InputError("cpu:8: not enough memory")
 
-    monkeypatch.setattr(plan, "make_plan", refuse)
+    monkeypatch.setattr(search_plans, "make_plan", refuse)
     code, told = search(capsys, 16)
     assert code == 2 and "error: cpu:8: nothing that was tried fits" in told
     assert told.count("not enough memory") == 5 * 3 and "fsdp=8, remat none, 2 parts: cpu:8: not enough memory\n" in told

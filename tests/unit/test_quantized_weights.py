@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from reference_weights import filled
 from test_generation import LLAMA
 
@@ -14,8 +15,8 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.quantization import quantization_error
 from ichigo_jax.models.folder import load_model, save_model
+from ichigo_jax.models.linear import project
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
-from ichigo_jax.models.modules import project
 from ichigo_jax.models.quantized_weights import QuantizedKernel, quantize
 
 D, V = 64, 96
@@ -112,8 +113,7 @@ def quantized(request, folder):
 
 def kernels(language_model):
     """Name to kernel: of one matrix for all layers, of the head for itself."""
-    flat = {path[-1]: variable.get_value() for path, variable in nnx.to_flat_state(language_model._state)}
-    return {name: value for name, value in flat.items() if isinstance(value, QuantizedKernel)}
+    return {path[-1]: value for path, value in flatten_dict(language_model.arrays).items() if isinstance(value, QuantizedKernel)}
 
 
 class TestModel:
@@ -139,22 +139,22 @@ class TestModel:
 
     def test_takes_as_much_memory_as_it_should(self, exact, quantized, folder):
         """Float32 kernels become one byte or half a byte a weight and four bytes a scale; all else stays as it was."""
-        state = nnx.to_flat_state(exact._state)
-        matrices = {path: variable.get_value() for path, variable in state if path[-1] in (*MATRICES, "lm_head")}
+        arrays = flatten_dict(exact.arrays)
+        matrices = {path: array for path, array in arrays.items() if path[-1] in (*MATRICES, "lm_head")}
         weights = sum(array.size for array in matrices.values())
-        rest = stored_bytes(exact._state) - 4 * weights
+        rest = stored_bytes(exact.arrays) - 4 * weights
         if "lm_head" not in {path[-1] for path in matrices}:
             weights += V * D
         found = kernels(quantized)
         bits = 8 if found["q"].values.dtype == jnp.int8 else 4
         scales = sum(kernel.scales.size for kernel in found.values())
-        assert stored_bytes(quantized._state) == rest + weights * bits // 8 + 4 * scales
+        assert stored_bytes(quantized.arrays) == rest + weights * bits // 8 + 4 * scales
         assert scales == (weights // 16 if bits == 4 else scales)
-        assert stored_bytes(quantized._state) < stored_bytes(exact._state) / (2 if bits == 4 else 1.5)
+        assert stored_bytes(quantized.arrays) < stored_bytes(exact.arrays) / (2 if bits == 4 else 1.5)
 
     def test_the_embedding_stays(self, exact, quantized):
-        np.testing.assert_array_equal(quantized._state["embedding"].get_value(), exact._state["embedding"].get_value())
-        assert all(array.devices() == {jax.devices()[0]} for array in jax.tree.leaves(quantized._state))
+        np.testing.assert_array_equal(quantized.arrays["embedding"], exact.arrays["embedding"])
+        assert all(array.devices() == {jax.devices()[0]} for array in jax.tree.leaves(quantized.arrays))
 
     def test_generates(self, quantized):
         together = quantized.generate(PROMPTS, 6)
@@ -168,7 +168,7 @@ class TestModel:
         """The errors of few bits and of computing in bfloat16 are independent."""
         to, group_size = FORMATS[0] if kernels(quantized)["q"].values.dtype == jnp.int8 else FORMATS[1]
         both = LanguageModel.from_pretrained(folder, dtype="bfloat16", quantize=to, group_size=group_size)
-        assert both._state["embedding"].get_value().dtype == jnp.bfloat16
+        assert both.arrays["embedding"].dtype == jnp.bfloat16
         half = LanguageModel.from_pretrained(folder, dtype="bfloat16")
         logits = exact.logits(TOKENS)
         few, short, found = (quantization_error(logits, each.logits(TOKENS)).relative for each in (quantized, half, both))

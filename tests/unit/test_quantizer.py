@@ -12,7 +12,7 @@ from flax import nnx
 from reference_weights import arrays, filled, jitted, quantizer_weights, residual_vq_weights, set_weights
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.modules import Buffer
+from ichigo_jax.models.declare import Buffer
 from ichigo_jax.models.quantizer import Quantizer, QuantizerConfig, ResidualVQ, l2_normalize
 from ichigo_jax.models.whisper import WHISPER_INIT
 from ichigo_jax.parallel import batch_sharding, make_mesh, replicated

@@ -15,8 +15,8 @@ from ichigo_jax import SpeechTokenizer, configuration
 from ichigo_jax.audio.decode import AudioError
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference import speech_tokenizer
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.folder import save_model
-from ichigo_jax.models.modules import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import WhisperConfig
@@ -236,12 +236,12 @@ def test_a_clip_too_short_for_a_code_has_no_text(tokenizer, language):
 
 def test_mixed_lengths_compile_two_programs(model):
     tokenizer = SpeechTokenizer(model, NANO, None, batch_size=4)
-    compiled = speech_tokenizer._tokenize._cache_size()
+    compiled = speech_tokenizer.tokenize.compiled_programs()
     random = np.random.default_rng(0)
     clips = [noise(seed, int(random.integers(1, 3 * CONTEXT))) for seed in range(30)]
     found = list(tokenizer.encode_each(iter(clips)))
     assert [len(codes) for codes in found] == [NANO.code_count(len(clip)) for clip in clips]
-    assert speech_tokenizer._tokenize._cache_size() - compiled <= 2  # full batches and the last one
+    assert speech_tokenizer.tokenize.compiled_programs() - compiled <= 2  # full batches and the last one
 
 
 def test_clips_are_read_a_few_ahead_only(tokenizer):
@@ -300,8 +300,8 @@ def test_folder_gives_the_same_tokenizer(folder, tokenizer):
 
 def test_half_precision_keeps_codebook_and_fingerprint(folder, tokenizer, model):
     loaded = SpeechTokenizer.from_pretrained(folder, dtype="bfloat16")
-    assert loaded._state["whisper"]["encoder"]["norm"]["scale"][...].dtype == jnp.bfloat16
-    assert loaded._state["quantizer"]["vq"]["codebook"]["embed"][...].dtype == jnp.float32
+    assert loaded.arrays["whisper"]["encoder"]["norm"]["scale"].dtype == jnp.bfloat16
+    assert loaded.arrays["quantizer"]["vq"]["codebook"]["embed"].dtype == jnp.float32
     assert loaded.fingerprint == tokenizer.fingerprint
     rounded = SpeechTokenizer(nnx.merge(nnx.graphdef(model), cast_params(nnx.state(model), jnp.bfloat16)), NANO, None)
     assert rounded.fingerprint != tokenizer.fingerprint

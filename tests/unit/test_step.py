@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax import nnx
 
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
-from ichigo_jax.models.modules import cast_params
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
 from ichigo_jax.train import make_step

@@ -13,10 +13,10 @@ import soundfile
 
 from ichigo_jax import synthesize as command
 from ichigo_jax.audio.decode import SAMPLE_RATE, load_audio
-from ichigo_jax.data import synthesis
-from ichigo_jax.data.spoken_requests import DIGITS, Request, requests
-from ichigo_jax.data.synthesis import MARGIN_SECONDS, Voice, synthesize
 from ichigo_jax.errors import InputError
+from ichigo_jax.synthesis import espeak, spoken_corpus
+from ichigo_jax.synthesis.espeak import MARGIN_SECONDS, Voice, synthesize
+from ichigo_jax.synthesis.spoken_requests import DIGITS, Request, requests
 
 SPLITS = ("train", "heldout", "heldout_voice")
 PLAIN = Voice("plain", "en-us", "", rate_wpm=190, pitch=50)
@@ -84,7 +84,7 @@ def test_sums_and_digit_strings_are_right():
 
 
 def test_heldout_sentences_are_not_in_training_but_their_facts_are():
-    training, heldout = command.split_requests(200, seed=1)
+    training, heldout = spoken_corpus.split_requests(200, seed=1)
     assert len(heldout) == 200 and len(training) + len(heldout) == len(requests())
     assert not {request.text for request in training} & {request.text for request in heldout}
     facts = {(request.kind, request.answer) for request in training}
@@ -92,14 +92,14 @@ def test_heldout_sentences_are_not_in_training_but_their_facts_are():
 
 
 def test_the_split_follows_the_seed():
-    assert command.split_requests(20, seed=1) == command.split_requests(20, seed=1)
-    assert command.split_requests(20, seed=1) != command.split_requests(20, seed=2)
+    assert spoken_corpus.split_requests(20, seed=1) == spoken_corpus.split_requests(20, seed=1)
+    assert spoken_corpus.split_requests(20, seed=1) != spoken_corpus.split_requests(20, seed=2)
 
 
 @pytest.mark.parametrize("number", [0, -1, 5000])
 def test_too_few_or_too_many_heldout_sentences(number):
     with pytest.raises(InputError, match=f"--heldout-sentences: found {number}, expected 1 to"):
-        command.split_requests(number, seed=0)
+        spoken_corpus.split_requests(number, seed=0)
 
 
 # The voices
@@ -126,7 +126,7 @@ def test_silence_is_trimmed_to_the_margin(monkeypatch):
     margin = round(MARGIN_SECONDS * SAMPLE_RATE)
     for before, after, expected in ((9000, 5000, 4000 + 2 * margin), (300, 5000, 4300 + margin), (0, 0, 4000)):
         spoken = np.concatenate([np.full(before, 1e-3, np.float32), sound, np.full(after, 1e-3, np.float32)])
-        monkeypatch.setattr(synthesis, "_speak", lambda text, voice, spoken=spoken: (spoken, SAMPLE_RATE))
+        monkeypatch.setattr(espeak, "_speak", lambda text, voice, spoken=spoken: (spoken, SAMPLE_RATE))
         trimmed = synthesize("anything", PLAIN)
         assert len(trimmed) == expected
         np.testing.assert_array_equal(trimmed[trimmed > 0.1], sound)
@@ -134,16 +134,16 @@ def test_silence_is_trimmed_to_the_margin(monkeypatch):
 
 @needs_espeak
 def test_the_same_words_sound_the_same_whatever_came_before():
-    first = synthesize("say four seven two backwards", command.TRAINING_VOICES[1])
-    for voice in command.TRAINING_VOICES:
+    first = synthesize("say four seven two backwards", spoken_corpus.TRAINING_VOICES[1])
+    for voice in spoken_corpus.TRAINING_VOICES:
         synthesize("what is three plus four", voice)
-    np.testing.assert_array_equal(synthesize("say four seven two backwards", command.TRAINING_VOICES[1]), first)
+    np.testing.assert_array_equal(synthesize("say four seven two backwards", spoken_corpus.TRAINING_VOICES[1]), first)
 
 
 @needs_espeak
 def test_voices_differ():
-    voices = [*command.TRAINING_VOICES, command.HELDOUT_VOICE]
-    assert command.HELDOUT_VOICE not in command.TRAINING_VOICES
+    voices = [*spoken_corpus.TRAINING_VOICES, spoken_corpus.HELDOUT_VOICE]
+    assert spoken_corpus.HELDOUT_VOICE not in spoken_corpus.TRAINING_VOICES
     spectra = [spectrum(synthesize("what is the opposite of happy", voice)) for voice in voices]
     for one, other in itertools.combinations(spectra, 2):
         assert np.abs(one - other).mean() > 1.5  # dB
@@ -197,7 +197,7 @@ def read(folder, split):
 def corpus(tmp_path_factory):
     pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("synthesis") / "corpus"
-    command.write_corpus(folder, utterances=40, heldout_sentences=8, seed=5)
+    spoken_corpus.write_corpus(folder, utterances=40, heldout_sentences=8, seed=5)
     return folder
 
 
@@ -220,10 +220,10 @@ def test_sentences_and_one_voice_are_held_out(corpus):
     assert (len(train), len(heldout), len(heldout_voice)) == (40, 8, 8)
     assert not {row["text"] for row in train} & {row["text"] for row in heldout}
     assert [row["text"] for row in heldout] == [row["text"] for row in heldout_voice]
-    training_voices = {voice.name for voice in command.TRAINING_VOICES}
+    training_voices = {voice.name for voice in spoken_corpus.TRAINING_VOICES}
     assert {row["voice"] for row in train} == training_voices
     assert {row["voice"] for row in heldout} <= training_voices
-    assert {row["voice"] for row in heldout_voice} == {command.HELDOUT_VOICE.name}
+    assert {row["voice"] for row in heldout_voice} == {spoken_corpus.HELDOUT_VOICE.name}
 
 
 def test_the_summary(corpus):
@@ -234,23 +234,23 @@ def test_the_summary(corpus):
     assert summary["words"] == len({word for row in rows for word in row["text"].split()})
     assert summary["longest_seconds"] == max(row["seconds"] for row in rows)
     assert summary["seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=0.1)
-    assert [voice["name"] for voice in summary["training_voices"]] == [voice.name for voice in command.TRAINING_VOICES]
+    assert [voice["name"] for voice in summary["training_voices"]] == [voice.name for voice in spoken_corpus.TRAINING_VOICES]
 
 
 def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path):
-    command.write_corpus(tmp_path / "again", utterances=40, heldout_sentences=8, seed=5)
+    spoken_corpus.write_corpus(tmp_path / "again", utterances=40, heldout_sentences=8, seed=5)
     names = [str(file.relative_to(corpus)) for file in sorted(corpus.rglob("*")) if file.is_file()]
     assert filecmp.cmpfiles(corpus, tmp_path / "again", names, shallow=False) == (names, [], [])
     assert len(list((tmp_path / "again").rglob("*.*"))) == len(names)
-    command.write_corpus(tmp_path / "other", utterances=4, heldout_sentences=2, seed=6)
+    spoken_corpus.write_corpus(tmp_path / "other", utterances=4, heldout_sentences=2, seed=6)
     assert read(tmp_path / "other", "train") != read(corpus, "train")[:4]
 
 
 @needs_espeak
 def test_sentences_come_again_when_there_are_more_utterances(monkeypatch, tmp_path):
     few = random.Random(0).sample(requests(), 6)
-    monkeypatch.setattr(command, "requests", lambda: list(few))
-    command.write_corpus(tmp_path / "corpus", utterances=10, heldout_sentences=1, seed=0)
+    monkeypatch.setattr(spoken_corpus, "requests", lambda: list(few))
+    spoken_corpus.write_corpus(tmp_path / "corpus", utterances=10, heldout_sentences=1, seed=0)
     texts = [row["text"] for row in read(tmp_path / "corpus", "train")]
     assert len(texts) == 10 and len(set(texts)) == 5 and texts[:5] == texts[5:]
 
@@ -273,7 +273,7 @@ def test_the_command(tmp_path, capsys):
 
 @needs_espeak
 def test_nothing_is_left_of_a_corpus_that_failed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "TRAINING_VOICES", [Voice("x", "klingon-x", "", 190, 50)])
+    monkeypatch.setattr(spoken_corpus, "TRAINING_VOICES", [Voice("x", "klingon-x", "", 190, 50)])
     assert run("--output", tmp_path / "corpus", "--smoke") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: espeak-ng has no voice 'klingon-x'")
     assert list(tmp_path.iterdir()) == []

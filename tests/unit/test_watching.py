@@ -21,15 +21,15 @@ from flax import nnx
 
 from ichigo_jax.data.sources import numbered, source_names
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.attention import MASKED_SCOPE, attention, causal_mask
+from ichigo_jax.models.attention import CAUSAL, EVERYWHERE, MASKED_SCOPE, attend
 from ichigo_jax.models.llama import Llama, LlamaConfig
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.planning.chips import CHIPS, H100, chip_of
-from ichigo_jax.planning.flops import count_flops
+from ichigo_jax.parallel.chips import CHIPS, H100, chip_of
 from ichigo_jax.tasks import mixture
 from ichigo_jax.tasks.model_flops import model_flops
 from ichigo_jax.train import make_step
 from ichigo_jax.training import trackers
+from ichigo_jax.training.flops import count_flops
 from ichigo_jax.training.goodput import Goodput
 from ichigo_jax.training.losses import cross_entropy_sums, token_cross_entropy, vocabulary_loss
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
@@ -128,11 +128,10 @@ def test_the_checkpoint_remembers_the_first_start_without_the_file(tmp_path):
 def test_masked_attention_counts_as_half_forwards_and_backwards():
     B, T, N, H = 2, 8, 4, 16
     qkv = [jnp.ones((B, T, N, H))] * 3
-    mask = causal_mask(jnp.arange(T)[None], jnp.arange(T)[None])
     products = 2 * 2 * B * N * T * T * H  # scores, and their sum of values
 
     def loss(masked, *qkv):
-        return attention(*qkv, mask if masked else None).sum()
+        return attend(*qkv, CAUSAL if masked else EVERYWHERE).sum()
 
     for masked, factor in ((False, 1.0), (True, 0.5)):
         forward = count_flops(lambda *qkv, masked=masked: loss(masked, *qkv), *qkv, halved=MASKED_SCOPE)

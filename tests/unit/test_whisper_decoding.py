@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from reference_weights import filled, set_weights, whisper_weights
 from test_speech_tokenizer import NANO
 
 from converters.whisper_text import build
+from ichigo_jax.decoding import whisper as decoding_loop
 from ichigo_jax.errors import InputError
-from ichigo_jax.inference import transcription
 from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
 from ichigo_jax.inference.transcription import Transcriber
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
+from ichigo_jax.models.split import SplitModel
 from ichigo_jax.text.whisper import WhisperText
 
 MULTILINGUAL, ENGLISH_ONLY = 51_865, 51_864
@@ -42,11 +42,11 @@ class Both:
             decoder.token_embedding.weight[self.text.end] *= 3.5  # so that answers end, some early and some late
         model = filled(lambda rngs: SpeechTokenizerModel(config, rngs))
         set_weights(model.whisper, whisper_weights(self.reference, config.whisper))
-        self.graphdef, self.state = nnx.split(model)
+        self.decoder = SplitModel(model.whisper.decoder)
         self.states = (10.0 * np.random.default_rng(2).normal(size=(CLIPS, 40, 32))).astype(np.float32)
 
     def transcriber(self, options):
-        return Transcriber(self.graphdef, self.state, self.config, self.text, options)
+        return Transcriber(self.decoder, self.config, self.text, options)
 
     def ours(self, options, states=None):
         states = jnp.asarray(self.states if states is None else states)
@@ -154,8 +154,10 @@ def test_sampling_follows_the_temperature(both):
 
 def test_only_what_fails_is_tried_again(both, monkeypatch):
     asked = []
-    search = transcription._sample
-    monkeypatch.setattr(transcription, "_sample", lambda *args, **sizes: asked.append(len(args[2])) or search(*args, **sizes))
+    sample = decoding_loop.sample
+    monkeypatch.setattr(
+        decoding_loop, "sample", lambda *args, **sizes: asked.append(len(args[1].states)) or sample(*args, **sizes)
+    )
     choose = dict(sample_len=6, compression_ratio_threshold=None, no_speech_threshold=None)
     greedy = both.ours(dataclasses.replace(GREEDY, logprob_threshold=None, **choose))
     threshold = sorted(result.avg_logprob for result in greedy)[2]  # two fail
@@ -218,8 +220,8 @@ def test_options_must_fit_the_decoder(both):
 def test_batches_of_a_size_share_a_program(both):
     options = dataclasses.replace(GREEDY, sample_len=5)
     both.ours(options, both.states[:4])
-    compiled = transcription._sample._cache_size()
+    compiled = decoding_loop.sample.compiled_programs()
     for language in ("en", "vi"):
         both.ours(dataclasses.replace(options, language=language), both.states[1:])
     both.transcriber(options)(jax.numpy.asarray(both.states[:4]), ["de"] * 3, [9, 8, 7])
-    assert transcription._sample._cache_size() == compiled
+    assert decoding_loop.sample.compiled_programs() == compiled

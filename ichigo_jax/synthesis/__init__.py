@@ -1,0 +1,1 @@
+"""Speech made from text: voices, the sentences they say, and corpora of both."""
