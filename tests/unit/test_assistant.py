@@ -67,7 +67,8 @@ class TestAssistant:
         assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
 
     def test_hears_in_the_form_it_was_trained_on(self, language_model):
-        trained = types.SimpleNamespace(config=language_model.config, tokenizer=language_model.tokenizer)
+        texts = language_model.tokenizer
+        trained = types.SimpleNamespace(config=language_model.config, tokenizer=texts, chat_tokenizer=texts)
         for form, compressed in (("plain", False), ("compressed", True)):
             trained.provenance = language_model.provenance | {"sound_form": form}
             assert Assistant(trained, Ears()).hear([CLIP, CLIP]) == [SoundCodes([3, 3, 0], compressed)] * 2
