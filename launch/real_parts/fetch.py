@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ichigo_jax import storage
 from ichigo_jax.errors import InputError
-from real_parts.packages import apt_is_here, download, is_current, megabytes, sha256, unpack
+from real_parts.packages import apt_is_here, download, is_current, readable, sha256, unpack
 from real_parts.table import Part
 
 RECORD = "part.json"
@@ -100,12 +100,12 @@ def _say_what_comes(parts: Sequence[Part], missing: Sequence[Part], left_out: Se
     print(f"  {'':24}{'download':>10}{'on disk':>10}  {'':10}licence: what it is")
     for part in parts:
         state = "to fetch" if part in missing else "left out" if part in left_out else "there"
-        sizes = f"{megabytes(part.download_bytes):>10}{megabytes(part.bytes):>10}"
+        sizes = f"{readable(part.download_bytes):>10}{readable(part.bytes):>10}"
         print(f"  {part.name:24}{sizes}  {state:10}{part.licence}: {part.what}")
     print(
-        f"  in all {megabytes(sum(part.download_bytes for part in missing))} to download, "
-        f"{megabytes(sum(part.bytes for part in missing))} on disk then; "
-        f"{megabytes(sum(part.bytes for part in here))} there already",
+        f"  in all {readable(sum(part.download_bytes for part in missing))} to download, "
+        f"{readable(sum(part.bytes for part in missing))} on disk then; "
+        f"{readable(sum(part.bytes for part in here))} there already",
         flush=True,
     )
 
@@ -117,7 +117,7 @@ def _check_space(missing: Sequence[Part], folder: Path) -> None:
     needed = sum(part.bytes for part in missing) + max(part.download_bytes + part.bytes for part in missing)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise InputError(f"{folder}: {megabytes(free)} free on its disk, expected at least {megabytes(needed)}; {MORE_ROOM}")
+        raise InputError(f"{folder}: {readable(free)} free on its disk, expected at least {readable(needed)}; {MORE_ROOM}")
 
 
 def _fetch_part(part: Part, folder: Path) -> None:
@@ -148,7 +148,7 @@ def _fetch_part(part: Part, folder: Path) -> None:
         )
     for path, _ in downloads:
         path.unlink()
-    print(f"  {folder / part.name}: {len(files)} files, {megabytes(sum(file['bytes'] for file in files.values()))}", flush=True)
+    print(f"  {folder / part.name}: {len(files)} files, {readable(sum(file['bytes'] for file in files.values()))}", flush=True)
 
 
 def _place(part: Part, sources: Sequence[Path], target: Path) -> None:

