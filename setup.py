@@ -8,6 +8,7 @@ EXTRAS = {
     "convert": [TORCH],
     "synthesis": [SPEECH_SYNTHESIS],
     "quickstart": [TORCH, SPEECH_SYNTHESIS, "matplotlib>=3.9"],
+    "real": [TORCH],
     "test": [
         TORCH,
         SPEECH_SYNTHESIS,

@@ -9,14 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from child_commands import command
 
 
 def main() -> None:
@@ -128,20 +125,6 @@ def stage(clock: Clock, name: str, purpose: str) -> Iterator[None]:
 
 def run(name: str, *arguments: object) -> None:
     command(f"ichigo_jax.{name}", *arguments)
-
-
-def command(module: str, *arguments: object) -> None:
-    """Shows a command as a user would type it, and runs it."""
-    words = ["-m", module, *map(str, arguments)]
-    print(f"$ python {shlex.join(words)}", flush=True)
-    process = subprocess.Popen([sys.executable, *words], cwd=REPOSITORY)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the command got it too, and saves what it has
-        code = process.wait()
-        print("interrupted; the same command goes on from here")
-    if code:
-        sys.exit(code if code > 0 else 128 - code)
 
 
 def compare_with_transformers(language_model: Path, exported: Path, rows: Path) -> dict:
