@@ -35,7 +35,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.19"],
     "gcs": ["gcsfs>=2026.9", "fsspec>=2026.9", "google-cloud-storage>=3"],
     "tpu": ["jax[tpu]"],
-    "cuda": ["jax[cuda12]"],
+    "cuda": ["jax[cuda13]"],
 }
 
 setup(
