@@ -102,9 +102,10 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _default_format(found: Recognised) -> str:
-    """The format that the model was imported from."""
+    """The format that the model was imported from, where that can be written."""
     part = "quantizer" if found.kind == speech_tokenizer.KIND else "whisper"
-    return foreign.read_sections(found.path).get(part, {}).get("format", EXPORTS[found.kind][0])
+    format = foreign.read_sections(found.path).get(part, {}).get("format")
+    return format if format in EXPORTS[found.kind] else EXPORTS[found.kind][0]
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:

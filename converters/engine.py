@@ -197,6 +197,7 @@ def check(
     found: Mapping[str, TensorInfo],
     where: str,
     optional: Mapping[str, tuple[int, ...]] = types.MappingProxyType({}),
+    faults: Iterable[str] = (),
 ) -> None:
     """Compares a source with what the table asks for.
 
@@ -205,13 +206,14 @@ def check(
       found: the source's tensors.
       where: the source's name for errors.
       optional: foreign tensors that may be there beside the table's, and their shapes.
+      faults: what is known to be wrong already, to be told with the rest.
 
     Raises:
       InputError: naming every unknown, missing and wrongly shaped key, and every dtype that cannot be a weight or differs
         between the layers of one stacked array.
     """
     expected = {piece.source: piece for piece in pieces}
-    faults = [f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys())]
+    faults = [*faults, *(f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys()))]
     for key, shape in optional.items():
         if key in found and found[key].shape != shape:
             faults.append(f"{key} has shape {list(found[key].shape)}, expected {list(shape)}")

@@ -1,11 +1,11 @@
-"""Whisper: OpenAI checkpoints and Hugging Face folders to model folders and back."""
+"""Whisper: OpenAI checkpoints and Hugging Face folders to model folders and back; faster-whisper folders to model folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from converters import engine, foreign, safetensors_files, torch_files, whisper_hf, whisper_text
+from converters import ctranslate2, engine, foreign, safetensors_files, torch_files, whisper_ctranslate2, whisper_hf, whisper_text
 from converters.recognise import Recognised
 from converters.sources import copy_files, sha256
 from converters.whisper_weights import hf_table, openai_table
@@ -55,6 +55,7 @@ class Source:
       files: what the provenance hashes.
       tokenizer: a folder with its text tokenizer's files, or None.
       section: what ``foreign.json`` keeps of it.
+      quantized: dtypes of integers among its weights, which are read as float32.
     """
 
     found: Recognised
@@ -64,6 +65,7 @@ class Source:
     files: tuple[Path, ...]
     tokenizer: Path | None
     section: Mapping[str, Any]
+    quantized: tuple[str, ...] = ()
 
 
 def open_source(found: Recognised) -> Source:
@@ -78,6 +80,8 @@ def open_source(found: Recognised) -> Source:
         raise InputError(f"{found.path}: {found.kind} as {found.format} found, expected a Whisper in any format")
     if found.format == "openai":
         return _open_openai(found)
+    if found.format == "ctranslate2":
+        return _open_ctranslate2(found)
     return _open_hf(found)
 
 
@@ -101,6 +105,17 @@ def _open_hf(found: Recognised) -> Source:
     return Source(found, config, tensors, read, files, found.path if has_text else None, whisper_hf.section(found.path))
 
 
+def _open_ctranslate2(found: Recognised) -> Source:
+    contents = whisper_ctranslate2.open_folder(found.path)
+    file, settings = found.path / ctranslate2.FILE, found.path / "config.json"
+    config = make_config(contents.dims, str(file))
+    read = _reader(whisper_ctranslate2.table(config), config, contents.weights, str(file), contents.faults)
+    files = (file, settings) if settings.exists() else (file,)
+    text = found.path if (found.path / "tokenizer.json").exists() else None
+    section = {"format": found.format, "settings": contents.settings}
+    return Source(found, config, contents.weights, read, files, text, section, contents.quantized)
+
+
 def _open_model_folder(found: Recognised) -> Source:
     arrays = load_arrays(found.path)
     if found.kind == KIND:
@@ -121,11 +136,11 @@ def _open_model_folder(found: Recognised) -> Source:
 
 
 def _reader(
-    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str
+    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str, faults: Iterable[str] = ()
 ) -> Callable[[np.dtype | None], dict[engine.Path, np.ndarray]]:
     targets = engine.target_shapes(maker(config))
     pieces = engine.expand(table, targets)
-    engine.check(pieces, tensors, where)
+    engine.check(pieces, tensors, where, faults=faults)
     uncast = engine.buffers(maker(config))
 
     def read(dtype: np.dtype | None) -> dict[engine.Path, np.ndarray]:
@@ -160,7 +175,7 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
     """Writes a model folder of kind "whisper", whole or not at all.
 
     Args:
-      source: an OpenAI checkpoint or a Hugging Face folder.
+      source: an OpenAI checkpoint, a Hugging Face folder or a faster-whisper folder.
       target: must not exist.
       dtype: "float32", "bfloat16", or None to keep each weight's own.
       tokenizer: a Hugging Face tokenizer folder to take instead of the source's.
@@ -176,6 +191,8 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
         state = unflatten_dict(source.read(engine.IMPORT_DTYPES[dtype] if dtype else None))
         save_model(partial, KIND, source.config, state, provenance(source), text)
         foreign.write(partial, {"whisper": source.section}, {})
+    if source.quantized and dtype is None:
+        notes.append(f"{' and '.join(source.quantized)} weights written as float32; --dtype bfloat16 takes half of that")
     return notes
 
 
@@ -196,6 +213,7 @@ def text_tokenizer(source: Source, given: Path | None, workspace: Path) -> tuple
     origin = given or source.tokenizer
     if origin is not None:
         copy_files(whisper_text.FILES, origin, workspace)
+        whisper_text.complete(workspace)
         whisper_text.check(workspace, source.config.n_vocab, origin)
         return workspace, [f"text tokenizer written: from {origin.name}"]
     missing = whisper_text.build(source.config.n_vocab, workspace)
@@ -266,7 +284,8 @@ def describe(source: Source) -> dict[str, str]:
     return {
         "size": size(config),
         "parameters": f"{sum(math.prod(info.shape) for info in source.infos.values()):,}",
-        "dtype": ", ".join(sorted({str(info.dtype) for info in source.infos.values()})),
+        "dtype": ", ".join(sorted({str(info.dtype) for info in source.infos.values()}))
+        + (f" (float32 from {' and '.join(source.quantized)})" if source.quantized else ""),
         "mels": str(config.n_mels),
         "audio": f"{config.n_audio_layer} layers, width {config.n_audio_state}, {config.n_audio_head} heads, "
         f"{config.n_audio_ctx} positions",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from converters import whisper_text
-from converters.safetensors_files import Tensor
+from converters.engine import Weight
 from converters.sources import read_object
 from ichigo_jax.audio.decode import SAMPLE_RATE
 from ichigo_jax.audio.log_mel import HOP, WINDOW
@@ -71,16 +71,24 @@ def dims(folder: Path) -> dict[str, Any]:
     return {ours: values[theirs] for ours, theirs in _DIMS.items()}
 
 
-def without_tied_copy(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Leaves out the output projection, which some folders hold beside the embedding that it is.
+def without_tied_copy(
+    tensors: Mapping[str, Weight], where: Path, copy: str = TIED_COPY, embedding: str = EMBEDDING
+) -> dict[str, Weight]:
+    """Leaves out the output projection, which some sources hold beside the embedding that it is.
+
+    Args:
+      tensors: of a Whisper.
+      where: the source's name for errors.
+      copy: what the source calls the projection.
+      embedding: what it calls the embedding.
 
     Raises:
       InputError: the two differ, which the model here cannot express.
     """
-    if TIED_COPY in tensors and EMBEDDING in tensors:
-        if not np.array_equal(tensors[TIED_COPY].read(), tensors[EMBEDDING].read()):
-            raise InputError(f"{folder}: {TIED_COPY} differs from {EMBEDDING}, expected the same: Whisper's are tied")
-    return {key: tensor for key, tensor in tensors.items() if key != TIED_COPY}
+    if copy in tensors and embedding in tensors and tensors[copy] != tensors[embedding]:  # another place in the file
+        if not np.array_equal(tensors[copy].read(), tensors[embedding].read()):
+            raise InputError(f"{where}: {copy} differs from {embedding}, expected the same: Whisper's are tied")
+    return {key: tensor for key, tensor in tensors.items() if key != copy}
 
 
 def section(folder: Path) -> dict[str, Any]:
