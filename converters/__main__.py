@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converters import codebook, engine, extend_vocabulary, foreign, language_model, lora, quantizer, speech_tokenizer, whisper
+from converters import (
+    codebook,
+    engine,
+    extend_vocabulary,
+    foreign,
+    gguf_language_model,
+    language_model,
+    lora,
+    quantizer,
+    speech_tokenizer,
+    whisper,
+)
 from converters.recognise import Recognised, recognise
 from ichigo_jax import errors
 
@@ -31,6 +42,8 @@ def run_import(arguments: argparse.Namespace) -> None:
     if found.format == "peft":
         _import_adapter(found, arguments)
         notes = []
+    elif found.format == "gguf":
+        notes = gguf_language_model.import_gguf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == language_model.KIND:
         language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
         notes = []
@@ -113,6 +126,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     lines = {"format": found.format, "kind": found.kind}
     if found.format == "peft":
         lines |= lora.describe(found.path)
+    elif found.format == "gguf":
+        lines |= gguf_language_model.describe(found.path)
     elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
     elif found.kind == whisper.KIND:
@@ -141,6 +156,10 @@ def run_extend(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     if found.kind != language_model.KIND:
         raise errors.InputError(f"{found.path}: {_name(found)} found, expected a language model")
+    if found.format not in ("hf", "model folder"):
+        raise errors.InputError(
+            f"{found.path}: {_name(found)} found, expected a Hugging Face folder or a model folder; import it first"
+        )
     print(f"recognised: {_name(found)}")
     extension = extend_vocabulary.Extension(arguments.sound_codes, arguments.duration_tokens, arguments.seed, arguments.noise)
     for line in extend_vocabulary.extend(found, arguments.target, extension, arguments.vocab_multiple):
@@ -175,8 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         metavar="SRC",
         type=Path,
-        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, OpenAI's Whisper (.pt), "
-        "WhisperSpeech (.model) or Ichigo (.pth, .ckpt)",
+        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, a GGUF file (Llama 3.x, Qwen2.5), "
+        "OpenAI's Whisper (.pt), a faster-whisper folder, WhisperSpeech (.model) or Ichigo (.pth, .ckpt)",
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")

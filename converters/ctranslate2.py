@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from converters.binary_files import BinaryReader, open_binary
 from converters.engine import Weight, duplicates
 from converters.safetensors_files import Tensor
 from ichigo_jax.errors import InputError
@@ -91,7 +89,7 @@ def read_spec(folder: Path) -> tuple[str, int]:
       InputError: no ``model.bin``, only pieces of it, or another format than version 6 of CTranslate2's.
     """
     file = _model_file(folder)
-    with _opened(file) as reader:
+    with open_binary(file) as reader:
         return _read_start(reader)
 
 
@@ -103,12 +101,12 @@ def read_model(folder: Path) -> ModelFile:
         do not fit a shape, of all variables at once.
     """
     file = _model_file(folder)
-    with _opened(file) as reader:
+    with open_binary(file) as reader:
         spec, revision = _read_start(reader)
         variables: list[tuple[str, Tensor]] = []
         faults = []
         for _ in range(reader.number("I", "the number of variables")):
-            name = reader.string("a variable's name")
+            name = _string(reader, "a variable's name")
             rank = reader.number("B", f"the rank of {name}")
             shape = reader.numbers("I" * rank, f"the shape of {name}")
             code = reader.number("B", f"the dtype of {name}")
@@ -122,7 +120,7 @@ def read_model(folder: Path) -> ModelFile:
             else:
                 variables.append((name, Tensor(DTYPES[code], shape, file, start)))
         count = reader.number("I", "the number of aliases")
-        aliases = [(reader.string("an alias"), reader.string("what an alias stands for")) for _ in range(count)]
+        aliases = [(_string(reader, "an alias"), _string(reader, "what an alias stands for")) for _ in range(count)]
         if reader.left:
             faults.append(f"{reader.left} bytes found after the last alias, expected the end of the file")
     if faults:
@@ -172,7 +170,7 @@ def dequantize(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Weight], list[s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bytes
+# Parts
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -198,68 +196,22 @@ def _model_file(folder: Path) -> Path:
     return file
 
 
-def _read_start(reader: _Reader) -> tuple[str, int]:
+def _read_start(reader: BinaryReader) -> tuple[str, int]:
     version = reader.number("I", "the version")
     if version != VERSION:
         raise InputError(
             f"{reader.file}: version {version} found, expected a CTranslate2 file of version {VERSION}; "
             "convert the model anew with CTranslate2 4"
         )
-    return reader.string("the spec"), reader.number("I", "the revision")
+    return _string(reader, "the spec"), reader.number("I", "the revision")
 
 
-def _opened(file: Path) -> _Reader:
-    try:
-        return _Reader(file, open(file, "rb"), os.path.getsize(file))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-@dataclasses.dataclass
-class _Reader:
-    """Reads a file from its start and goes past its end nowhere."""
-
-    file: Path
-    stream: BinaryIO
-    size: int
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    @property
-    def left(self) -> int:
-        return self.size - self.stream.tell()
-
-    def skip(self, count: int, what: str) -> int:
-        """Passes over bytes; returns where they begin."""
-        start = self.stream.tell()
-        if count > self.left:
-            raise InputError(
-                f"{self.file}: truncated: {what} takes {count} bytes from byte {start} on, {self.left} are left; download it anew"
-            )
-        self.stream.seek(count, os.SEEK_CUR)
-        return start
-
-    def numbers(self, codes: str, what: str) -> tuple[int, ...]:
-        size = struct.calcsize(f"<{codes}")
-        start = self.skip(size, what)
-        self.stream.seek(start)
-        return struct.unpack(f"<{codes}", self.stream.read(size))
-
-    def number(self, code: str, what: str) -> int:
-        return self.numbers(code, what)[0]
-
-    def string(self, what: str) -> str:
-        length = self.number("H", f"the length of {what}")
-        (text,) = self.numbers(f"{length}s", what)
-        try:
-            if not text.endswith(b"\0"):
-                raise ValueError
-            return text[:-1].decode()
-        except ValueError:
-            raise InputError(
-                f"{self.file}: {text[:40]!r} found as {what}, expected text that ends with a zero byte; download it anew"
-            ) from None
+def _string(reader: BinaryReader, what: str) -> str:
+    """Text with a zero byte at its end, after its length."""
+    length = reader.number("H", f"the length of {what}")
+    text = reader.text(length, what)
+    if not text.endswith("\0"):
+        raise InputError(
+            f"{reader.file}: {text[:40]!r} found as {what}, expected text that ends with a zero byte; download it anew"
+        )
+    return text[:-1]

@@ -302,7 +302,11 @@ def _reading(weights: Mapping[str, engine.Weight], count: int) -> Iterator[safet
 
 def describe(source: Path, format: str) -> dict[str, str]:
     """What ``inspect`` prints of a language model; the weights are checked against the config but not read."""
-    config, weights = open_hf(source) if format == "hf" else open_folder(source)
+    return describe_weights(*(open_hf(source) if format == "hf" else open_folder(source)))
+
+
+def describe_weights(config: LanguageModelConfig, weights: Mapping[str, engine.TensorInfo]) -> dict[str, str]:
+    """The same of an opened one."""
     network, sound = config.llama, config.sound
     return {
         "architecture": network.architecture,
