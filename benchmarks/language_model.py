@@ -369,8 +369,8 @@ def main() -> None:
     device.add_argument("--attention", choices=["xla", "cudnn", "splash"], default="cudnn", help="(cudnn)")
     device.add_argument("--remat", choices=["none", "dots", "full"], default="full", help="(full)")
     device.add_argument("--loss-chunk", type=int, default=1024, help="tokens whose logits are in memory at a time (1024)")
-    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (as planning/chips.py has it)")
-    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (as planning/chips.py has it)")
+    device.add_argument("--peak-flops", type=float, help="bfloat16 operations a second (as parallel/chips.py has it)")
+    device.add_argument("--bandwidth", type=float, help="bytes of memory a second (as parallel/chips.py has it)")
     arguments = parser.parse_args()
     load = load_average()
     if arguments.device:

@@ -53,6 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "packing": True,
                 "sound_form": "plain",
                 "speech_tokenizer": f"{root}/speech_tokenizer/model",
+                "chat_date": config_dict.placeholder(str),
                 "sources": ({"path": tokens, "format": "sound", "column": None, "request": None, "weight": 1.0},),
                 "evaluation": (),
             },

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converters import (
+    checkpoints,
     codebook,
     engine,
     extend_vocabulary,
@@ -33,6 +34,11 @@ def run_import(arguments: argparse.Namespace) -> None:
     if found.format == "model folder":
         raise errors.InputError(f"{found.path}: a model folder found, expected a foreign format to import")
     print(f"recognised: {_name(found)}")
+    if found.format == checkpoints.FORMAT:
+        _import_checkpoint(found, arguments)
+        return
+    if arguments.step is not None:
+        raise errors.InputError(f"--step with {_name(found)} found, expected it with the workdir of a training run only")
     if found.kind != speech_tokenizer.KIND and (arguments.whisper or arguments.set):
         raise errors.InputError(f"--whisper or --set with {_name(found)} found, expected them with a quantiser only")
     if found.format != "peft" and arguments.base:
@@ -40,25 +46,23 @@ def run_import(arguments: argparse.Namespace) -> None:
     if found.kind == language_model.KIND and arguments.tokenizer:
         raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
     if found.format == "peft":
-        _import_adapter(found, arguments)
-        notes = []
+        notes = _import_adapter(found, arguments)
     elif found.format == "gguf":
         notes = gguf_language_model.import_gguf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == language_model.KIND:
-        language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
-        notes = []
+        notes = language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == whisper.KIND:
-        source = whisper.open_source(found)
+        source = whisper.open_source(found, keeps_dtypes=arguments.dtype is None)
         _print(whisper.describe(source))
         notes = whisper.import_whisper(source, arguments.target, arguments.dtype, arguments.tokenizer)
     else:
-        file = speech_tokenizer.open_file(found, quantizer.parse_given(arguments.set))
+        file = speech_tokenizer.open_file(found, quantizer.parse_given(arguments.set), keeps_dtypes=arguments.dtype is None)
         _print(speech_tokenizer.describe_file(file))
         if arguments.whisper is None:
             raise errors.InputError(
                 f"{found.path}: a quantiser without its Whisper found; give that by --whisper: {file.whisper}"
             )
-        source = whisper.open_source(recognise(arguments.whisper))
+        source = whisper.open_source(recognise(arguments.whisper), keeps_dtypes=arguments.dtype is None)
         print(f"recognised: {_name(source.found)}, {whisper.size(source.config)}")
         notes = speech_tokenizer.import_quantizer(file, source, arguments.target, arguments.dtype, arguments.tokenizer)
     for note in notes:
@@ -66,12 +70,21 @@ def run_import(arguments: argparse.Namespace) -> None:
     print(f"written: {arguments.target}")
 
 
-def _import_adapter(found: Recognised, arguments: argparse.Namespace) -> None:
-    if arguments.base is None:
-        raise errors.InputError(f"{found.path}: an adapter without its base model found; give that by --base, a model folder")
+def _import_checkpoint(found: Recognised, arguments: argparse.Namespace) -> None:
+    given = [name for name in ("whisper", "base", "dtype", "tokenizer", "set") if getattr(arguments, name)]
+    if given:
+        raise errors.InputError(f"--{given[0]} with {_name(found)} found, expected --step only")
+    if arguments.step is None:
+        raise errors.InputError(f"{found.path}: {_name(found)} found; say which checkpoint: --step N, newest or best")
+    for note in checkpoints.import_checkpoint(found.path, arguments.step, arguments.target):
+        print(note)
+    print(f"written: {arguments.target}")
+
+
+def _import_adapter(found: Recognised, arguments: argparse.Namespace) -> list[str]:
     if arguments.dtype:
         raise errors.InputError(f"--dtype with {_name(found)} found; the base's dtypes are kept, cast when that is imported")
-    lora.import_peft(found.path, arguments.base, arguments.target)
+    return lora.import_peft(found.path, arguments.base, arguments.target)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -124,19 +137,21 @@ def _default_format(found: Recognised) -> str:
 def run_inspect(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     lines = {"format": found.format, "kind": found.kind}
-    if found.format == "peft":
+    if found.format == checkpoints.FORMAT:
+        lines |= checkpoints.describe(found.path)
+    elif found.format == "peft":
         lines |= lora.describe(found.path)
     elif found.format == "gguf":
         lines |= gguf_language_model.describe(found.path)
     elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
     elif found.kind == whisper.KIND:
-        lines |= whisper.describe(whisper.open_source(found))
+        lines |= whisper.describe(whisper.open_source(found, keeps_dtypes=False))
     elif found.kind == speech_tokenizer.KIND and found.format == "model folder":
         lines |= speech_tokenizer.describe_folder(found)
     elif found.kind == speech_tokenizer.KIND:
         given = quantizer.parse_given(arguments.set)
-        lines |= speech_tokenizer.describe_file(speech_tokenizer.open_file(found, given))
+        lines |= speech_tokenizer.describe_file(speech_tokenizer.open_file(found, given, keeps_dtypes=False))
     _print(lines)
 
 
@@ -195,15 +210,24 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SRC",
         type=Path,
         help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, a GGUF file (Llama 3.x, Qwen2.5), "
-        "OpenAI's Whisper (.pt), a faster-whisper folder, WhisperSpeech (.model) or Ichigo (.pth, .ckpt)",
+        "OpenAI's Whisper (.pt), a faster-whisper folder, WhisperSpeech (.model) or Ichigo (.pth, .ckpt); or, with --step, the "
+        "workdir of ichigo_jax.train",
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")
-    importing.add_argument("--base", metavar="DIR", type=Path, help="the model folder that a PEFT adapter was trained on")
+    importing.add_argument(
+        "--base",
+        metavar="DIR",
+        type=Path,
+        help="the model folder that a PEFT adapter was trained on (default: the one that it names)",
+    )
     importing.add_argument("--dtype", choices=[*engine.IMPORT_DTYPES], help="cast the weights (default: as they are)")
     importing.add_argument("--tokenizer", metavar="DIR", type=Path, help="Whisper's text tokenizer, a Hugging Face folder")
     importing.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=set_help)
     importing.add_argument("--vocab-multiple", metavar="N", type=int, default=1, help=multiple_help)
+    importing.add_argument(
+        "--step", metavar="N|newest|best", help="which checkpoint of a training run, best by its output.checkpoint_best"
+    )
     importing.set_defaults(run=run_import)
 
     exporting = commands.add_parser("export", help="write a foreign format from a model folder")

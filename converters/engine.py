@@ -26,6 +26,9 @@ from ichigo_jax.models.stored_arrays import rows_per_block
 
 LAYER = "{i}"
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
+_WEIGHT_NAMES = ", ".join(map(str, WEIGHT_DTYPES))
+# Further dtypes that an import can read, but only to cast them: a model folder keeps none of these.
+CASTABLE_DTYPES = tuple(map(np.dtype, (np.float64, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)))
 IMPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 Path = tuple[str, ...]
@@ -197,6 +200,10 @@ def check(
     found: Mapping[str, TensorInfo],
     where: str,
     optional: Mapping[str, tuple[int, ...]] = types.MappingProxyType({}),
+    *,
+    keeps_dtypes: bool = True,
+    uncast: Collection[Path] = (),
+    advice: Mapping[str, str] = types.MappingProxyType({}),
     faults: Iterable[str] = (),
 ) -> None:
     """Compares a source with what the table asks for.
@@ -206,6 +213,10 @@ def check(
       found: the source's tensors.
       where: the source's name for errors.
       optional: foreign tensors that may be there beside the table's, and their shapes.
+      keeps_dtypes: whether each weight will be stored in the dtype that it has. Then the layers of a stack must share one.
+        Otherwise they are cast, or only looked at.
+      uncast: targets that keep the source's dtype in any case.
+      advice: what to do about a key that is missing.
       faults: what is known to be wrong already, to be told with the rest.
 
     Raises:
@@ -217,21 +228,42 @@ def check(
     for key, shape in optional.items():
         if key in found and found[key].shape != shape:
             faults.append(f"{key} has shape {list(found[key].shape)}, expected {list(shape)}")
-    stacked_dtypes: dict[Path, np.dtype] = {}
     for key, piece in expected.items():
         if key not in found:
-            faults.append(f"{key} is missing")
+            faults.append(f"{key} is missing" + (f" ({advice[key]})" if key in advice else ""))
             continue
         info = found[key]
         if info.shape != piece.shape:
             faults.append(f"{key} has shape {list(info.shape)}, expected {list(piece.shape)}")
-        first_dtype = stacked_dtypes.setdefault(piece.target, info.dtype)
-        if info.dtype not in WEIGHT_DTYPES:
-            faults.append(f"{key} has dtype {info.dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
-        elif info.dtype != first_dtype:
-            faults.append(f"{key} has dtype {info.dtype}, but the same weight of another layer has {first_dtype}")
+    faults += _dtype_faults([piece for key, piece in expected.items() if key in found], found, keeps_dtypes, uncast)
     if faults:
         raise InputError(f"{where}: weights do not fit the config: {'; '.join(faults)}")
+
+
+def _dtype_faults(
+    pieces: Sequence[Piece], found: Mapping[str, TensorInfo], keeps_dtypes: bool, uncast: Collection[Path]
+) -> list[str]:
+    """One fault for all tensors that have the same thing wrong with their dtypes."""
+    keys_with: dict[tuple[np.dtype, str], list[str]] = {}
+    of_stack: dict[Path, np.dtype] = {}
+    for piece in pieces:
+        dtype, is_kept = found[piece.source].dtype, keeps_dtypes or piece.target in uncast
+        first = of_stack.setdefault(piece.target, dtype)
+        cast = "" if piece.target in uncast else f"; import with --dtype {' or '.join(IMPORT_DTYPES)} to cast all weights"
+        if dtype not in WEIGHT_DTYPES + CASTABLE_DTYPES:
+            fault = f"expected one of {_WEIGHT_NAMES}; quantised weights cannot be read, take those from before"
+        elif dtype in CASTABLE_DTYPES and is_kept:
+            fault = f"expected one of {_WEIGHT_NAMES}{cast}"
+        elif dtype != first and is_kept:
+            fault = f"but the same weight of another layer has {first}{cast}"
+        else:
+            continue
+        keys_with.setdefault((dtype, fault), []).append(piece.source)
+    faults = []
+    for (dtype, fault), keys in keys_with.items():
+        more = f" (and {len(keys) - 1} others)" if len(keys) > 1 else ""
+        faults.append(f"{keys[0]} has dtype {dtype}, {fault}{more}")
+    return faults
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,6 +275,7 @@ def read_pieces(
     pieces: Iterable[Piece],
     source: Callable[[str], np.ndarray],
     dtype: np.dtype | None,
+    where: str,
     uncast: Collection[Path] = (),
 ) -> Iterator[tuple[Piece, np.ndarray]]:
     """Each piece with its array in our layout.
@@ -251,11 +284,36 @@ def read_pieces(
       pieces: from ``expand``, checked.
       source: reads a foreign tensor by key.
       dtype: what to cast to; None keeps the source's.
+      where: the source's name for errors.
       uncast: targets that keep the source's dtype in any case.
+
+    Raises:
+      InputError: a tensor that holds NaN or infinity.
     """
     for piece in pieces:
         array = piece.transform.forward(source(piece.source))
-        yield piece, array if dtype is None or piece.target in uncast else array.astype(dtype)
+        array = array if dtype is None or piece.target in uncast else array.astype(dtype)
+        check_finite(array, piece.source, where)
+        yield piece, array
+
+
+def check_finite(array: np.ndarray, key: str, where: str | os.PathLike, dtype: np.dtype | None = None) -> None:
+    """Looks through a tensor, or a part of one, for numbers that no model can use.
+
+    Args:
+      array: the numbers.
+      key: the tensor's foreign name.
+      where: the source's name for errors.
+      dtype: what the numbers will be cast to.
+
+    Raises:
+      InputError: NaN or infinity found, or a number that is too large for ``dtype``.
+    """
+    for rows in row_blocks(array) if array.ndim else [array]:
+        rows = rows.astype(dtype, copy=False) if dtype is not None else rows
+        if not np.isfinite(rows).all():
+            what = "NaN" if np.isnan(rows).any() else f"infinity (as {rows.dtype})"
+            raise InputError(f"{where}: {key} holds {what}, expected finite numbers; its training failed or the file is damaged")
 
 
 def assemble(arrays: Iterable[tuple[Piece, np.ndarray]], targets: Shapes) -> dict[Path, np.ndarray]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from converters import language_model, llama, safetensors_files
 from converters.engine import Weight
+from converters.extended_weight import ExtendedWeight
 from converters.recognise import Recognised
 from converters.sources import copy_files, read_object
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.folder import TOKENIZER_FOLDER
 from ichigo_jax.models.llama import LanguageModelConfig
-from ichigo_jax.models.stored_arrays import rows_per_block
 from ichigo_jax.storage import whole, write_json
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.vocab import SoundVocabulary, sound_vocabulary
@@ -72,7 +70,10 @@ def extend(found: Recognised, target: Path, extension: Extension, vocab_multiple
             "--vocab-multiple with a Hugging Face folder found, expected it at the import: the format has no padding"
         )
     with whole(target) as partial, tempfile.TemporaryDirectory() as temporary:
-        config, weights = language_model.open_hf(source) if is_hf else language_model.open_folder(source)
+        if is_hf:
+            config, weights, notes = language_model.open_hf(source, keeps_dtypes=False)
+        else:
+            (config, weights), notes = language_model.open_folder(source), []
         origin = source if is_hf else source / TOKENIZER_FOLDER
         tokenizer = TextTokenizer.from_folder(origin)
         if tokenizer.sound != config.sound:
@@ -83,7 +84,7 @@ def extend(found: Recognised, target: Path, extension: Extension, vocab_multiple
         is_new = config.sound is None
         if is_new:
             add_sound_tokens(texts, sound)
-            rows = {key: ExtendedWeight.of(weights[key], sound, extension, key) for key in weights.keys() & VOCABULARY}
+            rows = {key: _with_new_rows(weights[key], sound, extension, key) for key in weights.keys() & VOCABULARY}
             weights = {key: rows.get(key, weight) for key, weight in weights.items()}
         extended = _with_sound(config, sound)
         if vocab_multiple is not None:
@@ -93,14 +94,13 @@ def extend(found: Recognised, target: Path, extension: Extension, vocab_multiple
             provenance["extended_vocabulary"] = {**dataclasses.asdict(extension), "first_id": sound.first_id}
         if is_hf:
             partial.mkdir()
-            language_model.write_weights(partial, weights, safetensors_files.SHARD_BYTES)
+            language_model.write_weights(partial, weights, source, safetensors_files.SHARD_BYTES)
             copy_files(language_model.COMPANIONS, texts, partial)
-            settings = read_object(source / "config.json")
-            write_json(partial / "config.json", settings | {"vocab_size": extended.llama.vocab_size})
+            write_json(partial / "config.json", _settings(source, extended))
             write_json(partial / "provenance.json", provenance)
         else:
-            language_model.write_folder(partial, extended, weights, None, provenance, texts)
-    lines = [] if is_new else ["nothing to extend: the vocabulary has these sound tokens already; copied as it is"]
+            language_model.write_folder(partial, extended, weights, None, provenance, texts, source)
+    lines = notes if is_new else [*notes, "nothing to extend: the vocabulary has these sound tokens already; copied as it is"]
     lines.append(f"sound tokens: {sound.size} from id {sound.first_id}")
     return [*lines, f"vocabulary: {config.llama.vocab_size} -> {extended.llama.vocab_size} rows"]
 
@@ -133,65 +133,11 @@ def place(tokenizer: TextTokenizer, extension: Extension, where: str) -> SoundVo
 VOCABULARY = {llama.EMBEDDING, llama.HEAD}
 
 
-@dataclasses.dataclass(frozen=True)
-class ExtendedWeight(Weight):
-    """[V, D] of ``source`` with new rows from ``first`` on in place of what is there, and old ones after them, if any.
-
-    Attributes:
-      source: the embedding or the head, [V, D].
-      first: id of the first new row; the rows before it are in use.
-      count: new rows.
-      noise: standard deviation, as a fraction of that of the rows in use, column by column.
-      seed: of the noise.
-    """
-
-    source: Weight
-    first: int
-    count: int
-    noise: float
-    seed: tuple[int, ...]
-
-    @classmethod
-    def of(cls, source: Weight, sound: SoundVocabulary, extension: Extension, key: str) -> ExtendedWeight:
-        """``key`` tells the embedding from the head, which get noise of their own."""
-        shape = (max(source.shape[0], sound.first_id + sound.size), *source.shape[1:])
-        seed = (extension.seed, sorted(VOCABULARY).index(key))
-        return cls(source.dtype, shape, source, sound.first_id, sound.size, extension.noise, seed)
-
-    def read(self) -> np.ndarray:
-        return np.concatenate(list(self.blocks()))
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        yield from _rows(self.source, 0, self.first)
-        mean, deviation = _statistics(_rows(self.source, 0, self.first))
-        rng = np.random.default_rng(self.seed)
-        step = rows_per_block(self.shape, self.dtype.itemsize)
-        for begin in range(0, self.count, step):
-            noise = rng.standard_normal((min(step, self.count - begin), self.shape[1]), np.float32)
-            yield (mean + self.noise * deviation * noise).astype(self.dtype)
-        yield from _rows(self.source, self.first + self.count, self.source.shape[0])
-
-
-def _rows(weight: Weight, begin: int, end: int) -> Iterator[np.ndarray]:
-    """Rows ``begin`` to ``end`` of a weight, in blocks."""
-    position = 0
-    for block in weight.blocks():
-        part = block[max(begin - position, 0) : max(end - position, 0)]
-        if len(part):
-            yield part
-        position += len(block)
-
-
-def _statistics(blocks: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, float32 [D]."""
-    count, total, squares = 0, 0.0, 0.0
-    for block in blocks:
-        values = block.astype(np.float32)
-        count += len(values)
-        total = total + values.sum(axis=0, dtype=np.float64)
-        squares = squares + np.einsum("vd,vd->d", values, values)
-    mean = total / count
-    return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)
+def _with_new_rows(source: Weight, sound: SoundVocabulary, extension: Extension, key: str) -> ExtendedWeight:
+    """``key`` tells the embedding from the head, which get noise of their own."""
+    shape = (max(source.shape[0], sound.first_id + sound.size), *source.shape[1:])
+    seed = (extension.seed, sorted(VOCABULARY).index(key))
+    return ExtendedWeight(source.dtype, shape, source, sound.first_id, sound.size, extension.noise, seed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,6 +173,17 @@ def _with_sound(config: LanguageModelConfig, sound: SoundVocabulary) -> Language
     network = dataclasses.replace(config.llama, vocab_size=vocab_size)
     padded = max(config.padded_vocab_size, vocab_size)
     return dataclasses.replace(config, llama=network, sound=sound, padded_vocab_size=padded)
+
+
+def _settings(source: Path, extended: LanguageModelConfig) -> dict[str, Any]:
+    """``config.json`` as it is, but for what is true of the written weights and not of those that were read."""
+    settings, network = read_object(source / "config.json"), extended.llama
+    changed: dict[str, Any] = {"vocab_size": network.vocab_size}
+    if bool(settings.get("tie_word_embeddings")) != network.tie_word_embeddings:
+        changed["tie_word_embeddings"] = network.tie_word_embeddings
+    if settings.get("architectures"):
+        changed["architectures"] = [llama.ARCHITECTURES[network.architecture]]
+    return settings | changed
 
 
 def _provenance(source: Path, is_hf: bool) -> dict[str, Any]:

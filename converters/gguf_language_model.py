@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from converters import engine, gguf_files, gguf_tokenizer, language_model, llama
+from converters import engine, eos, gguf_files, gguf_tokenizer, language_model, llama
 from converters.gguf_files import GgufFile, GgufWeight
 from converters.sources import sha256
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig, RopeScaling, inverse_frequencies
 from ichigo_jax.storage import whole
+from ichigo_jax.text.tokenizer import TextTokenizer
 
 # llama.cpp's names and Hugging Face's.
 NAMES = {
@@ -109,13 +110,11 @@ def import_gguf(file: Path, target: Path, dtype: str | None, vocab_multiple: int
       InputError: whatever is wrong with the file, in one line.
     """
     with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
-        contents = gguf_files.read_gguf(file)
-        text = Path(workspace) / "tokenizer" if gguf_tokenizer.has_tokenizer(contents.metadata) else None
-        config, weights = _open(contents, text)
+        contents, text = gguf_files.read_gguf(file), Path(workspace) / "tokenizer"
+        (config, weights, notes), tokenizer = _open(contents, text)
         config = language_model.pad_vocabulary(config, vocab_multiple)
         cast = engine.IMPORT_DTYPES[dtype] if dtype else None
-        language_model.write_folder(partial, config, weights, cast, _origin(contents), text)
-    notes = [] if text else ["no text tokenizer written: the file has none"]
+        language_model.write_folder(partial, config, weights, cast, _origin(contents), text if tokenizer else None, file)
     few_bits = [name for name in contents.types if name not in gguf_files.FLOATS]
     if few_bits and dtype is None:
         notes.append(f"{' and '.join(few_bits)} weights written as float32; --dtype bfloat16 takes half of that")
@@ -126,17 +125,16 @@ def describe(file: Path) -> dict[str, str]:
     """What ``inspect`` prints of a GGUF file."""
     contents = gguf_files.read_gguf(file)
     with tempfile.TemporaryDirectory() as workspace:
-        text = Path(workspace) / "tokenizer" if gguf_tokenizer.has_tokenizer(contents.metadata) else None
-        lines = language_model.describe_weights(*_open(contents, text))
+        lines = language_model.describe_opened(*_open(contents, Path(workspace) / "tokenizer"))
     stored = ", ".join(f"{name} ({count})" for name, count in contents.types.items())
-    return {**lines, "dtype": f"{lines['dtype']}, stored as {stored}", "text tokenizer": "yes" if text else "not in it"}
+    return {**lines, "dtype": f"{lines['dtype']}, stored as {stored}"}
 
 
-def _open(contents: GgufFile, text: Path | None) -> tuple[LanguageModelConfig, dict[str, engine.Weight]]:
-    """The config and the weights under their Hugging Face names, checked but not read; the tokenizer is written to ``text``."""
+def _open(contents: GgufFile, text: Path) -> tuple[language_model.Opened, TextTokenizer | None]:
+    """The model with its weights under their Hugging Face names, checked but not read; its tokenizer is written to ``text``."""
     network = _network(contents)
-    sound = None
-    if text is not None:
+    sound, tokenizer, notes = None, None, []
+    if gguf_tokenizer.has_tokenizer(contents.metadata):
         tokenizer = gguf_tokenizer.write(contents.metadata, text, str(contents.file))
         sound = tokenizer.sound
         if tokenizer.size > network.vocab_size:
@@ -144,15 +142,22 @@ def _open(contents: GgufFile, text: Path | None) -> tuple[LanguageModelConfig, d
                 f"{contents.file}: a tokenizer with ids up to {tokenizer.size - 1} found, the embedding has {network.vocab_size} "
                 "rows; convert the model anew"
             )
+    else:
+        notes.append("no text tokenizer in it, so the model takes token ids only")
     ends = gguf_tokenizer.end_ids(contents.metadata)
-    config = LanguageModelConfig(network, sound, ends, padded_vocab_size=network.vocab_size)
+    notes.append(f"answers end at {eos.spelled(ends, tokenizer)}")
+    try:
+        config = LanguageModelConfig(network, sound, ends, padded_vocab_size=network.vocab_size)
+    except InputError as error:
+        raise InputError(f"{contents.file}: {error}; correct its metadata") from None
     theirs = {name: key for name, key in _names(network.num_hidden_layers)}
     ours = {key: name for name, key in theirs.items()}
     pieces = language_model.pieces_of(config)
     named = [dataclasses.replace(piece, source=ours[piece.source]) for piece in pieces]
     tensors = _same_dtypes({name: tensor for name, tensor in contents.tensors.items() if name != ROPE_FACTORS})
     engine.check(named, tensors, str(contents.file))
-    return config, {theirs[name]: _unpermuted(name, tensor, network) for name, tensor in tensors.items()}
+    weights = {theirs[name]: _unpermuted(name, tensor, network) for name, tensor in tensors.items()}
+    return language_model.Opened(config, weights, notes), tokenizer
 
 
 def _names(layers: int) -> Iterator[tuple[str, str]]:

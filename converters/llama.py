@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.engine import SAME, TRANSPOSED, Row, head_bias, heads_in, heads_out
+from converters.engine import LAYER, SAME, TRANSPOSED, Row, head_bias, heads_in, heads_out
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+HEADLESS = {"llama": "LlamaModel", "qwen2": "Qwen2Model"}  # what the model without its head saves itself as
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,13 +52,16 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """
     model_type = values.get("model_type")
     architectures = values.get("architectures") or [ARCHITECTURES.get(model_type)]
-    if model_type not in ARCHITECTURES or architectures != [ARCHITECTURES[model_type]]:
+    if model_type not in ARCHITECTURES or architectures not in ([ARCHITECTURES[model_type]], [HEADLESS[model_type]]):
         known = " or ".join(f"{name} ({architecture})" for name, architecture in ARCHITECTURES.items())
         raise InputError(f"{where}: model_type {model_type!r} with architectures {architectures} found, expected {known}")
 
     faults = [f"{name} is missing" for name in _COPIED if values.get(name) is None]
     for name, allowed in _MUST_BE.items():
         if name in values and values[name] not in allowed:
+            if name == "quantization_config":
+                faults.append(f"{name} {values[name]!r} found; quantised weights cannot be expressed, take those from before")
+                continue
             faults.append(f"{name} {values[name]!r} cannot be expressed, expected {' or '.join(map(repr, allowed))}")
     if model_type == "llama" and values.get("attention_bias"):
         faults.append("attention_bias True puts a bias on the attention's output too, which cannot be expressed")
@@ -72,16 +76,28 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> LlamaConfig:
     # The format lets these be absent or null and says what that means.
     fields["num_key_value_heads"] = heads if values.get("num_key_value_heads") is None else values["num_key_value_heads"]
     fields["head_dim"] = values.get("head_dim") or (values["hidden_size"] // heads if isinstance(heads, int) and heads else 0)
-    fields["tie_word_embeddings"] = values.get("tie_word_embeddings", False)
+    fields["tie_word_embeddings"] = False if values.get("tie_word_embeddings") is None else values["tie_word_embeddings"]
     fields["initializer_range"] = values.get("initializer_range", 0.02)
     fields |= {"rope_theta": theta, "rope_scaling": scaling}
     fields |= {"architecture": model_type, "attention_bias": model_type == "qwen2"}
     return configuration.from_dict(LlamaConfig, fields, where)
 
 
+def unread_rope(values: Mapping[str, Any]) -> str | None:
+    """Says which rotary setting of a ``config.json`` is not read because another spelling of it is; None where they agree."""
+    old, new = values.get("rope_scaling"), values.get("rope_parameters")
+    if old and new and _rope_from_hf({**values, "rope_parameters": None}) != _rope_from_hf({**values, "rope_scaling": None}):
+        return f"rope_scaling {old} and rope_parameters {new} differ; rope_scaling is read, as transformers does"
+    theta, read = values.get("rope_theta"), _rope_from_hf(values)[0]
+    if theta is not None and theta != read:
+        group = "rope_scaling" if old else "rope_parameters"
+        return f"rope_theta {theta} and that of {group}, {read}, differ; {group} is read, as transformers does"
+    return None
+
+
 def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float | None, dict[str, Any] | None, list[str]]:
-    """``rope_theta``, the scaling's fields or None, and what is wrong."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    """``rope_theta``, the scaling's fields or None, and what is wrong. The older spelling goes first, as in transformers."""
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         return None, None, [f"rope_scaling {rope!r} found, expected a group of fields"]
     rope = dict(rope)
@@ -139,6 +155,12 @@ def config_to_hf(config: LanguageModelConfig, dtype: str, special_ids: Mapping[s
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def keys(config: LanguageModelConfig) -> set[str]:
+    """Every Hugging Face key of the model."""
+    layers = range(config.llama.num_hidden_layers)
+    return {row.source.replace(LAYER, str(layer)) for row in table(config) for layer in layers}
 
 
 def table(config: LanguageModelConfig) -> list[Row]:

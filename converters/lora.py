@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,19 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from converters import engine, language_model, llama, safetensors_files
+from converters import engine, language_model, llama, peft_folder, safetensors_files
 from converters.engine import LAYER, TRANSPOSED, Row
-from converters.sources import read_object, sha256
+from converters.peft_folder import BASE_NAME, CONFIG, PREFIX
+from converters.sources import is_file, read_object, sha256
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models import lora
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_arrays, load_config, save_model
+from ichigo_jax.models.folder import load_arrays, load_config, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.storage import read_json, whole, write_json
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 WEIGHT = ".weight"
 HEAD = "lm_head"
 
@@ -98,7 +98,10 @@ def config_from_peft(values: Mapping[str, Any], base: LanguageModelConfig, where
     if base.llama.tie_word_embeddings:
         both = HEAD in train_also or values.get("ensure_weight_tying") is True
         if {"embedding", HEAD} & set(train_also) and not ("embedding" in train_also and both):
-            faults.append("modules_to_save with one of embed_tokens and lm_head unties them, which cannot be expressed")
+            faults.append(
+                "modules_to_save with one of embed_tokens and lm_head unties them, which cannot be expressed; merge the adapter "
+                "with PEFT (merge_and_unload), save and import the result"
+            )
         train_also = [name for name in train_also if name != HEAD]
     if faults:
         raise InputError(f"{where}: {'; '.join(faults)}")
@@ -123,7 +126,7 @@ def config_to_peft(adapter: LoraConfig, base: LanguageModelConfig, base_name: st
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        BASE_NAME: base_name,
         "revision": None,
         "inference_mode": True,
         "r": adapter.rank,
@@ -224,41 +227,52 @@ def target_shapes(base: LanguageModelConfig, adapter: LoraConfig) -> dict[engine
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def import_peft(source: Path, base: Path, target: Path) -> None:
+def import_peft(source: Path, base: Path | None, target: Path) -> list[str]:
     """Writes the model folder of ``base`` with an adapter merged into it, whole or not at all.
 
     Args:
       source: a PEFT adapter folder.
-      base: the model folder that the adapter was trained on; its dtypes are kept.
+      base: the model folder that the adapter was trained on; its dtypes are kept. None: the one that the adapter names.
       target: must not exist.
+
+    Returns:
+      What the user should know.
 
     Raises:
       InputError: whatever is wrong with the source, in one line; a base that it does not fit.
     """
-    with whole(target) as partial:
+    base, notes = peft_folder.find_base(source, base)
+    with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
         config = load_config(base, language_model.KIND, LanguageModelConfig)
         adapter = config_from_peft(read_object(source / CONFIG), config, str(source / CONFIG))
-        targets = target_shapes(config, adapter)
-        pieces = engine.expand(table(config, adapter), targets)
-        tensors = _read_weights(source)
-        engine.check(pieces, tensors, str(source))
-        _check_tied(pieces, tensors, source)
-        arrays = engine.assemble(engine.read_pieces(pieces, lambda key: tensors[key].read(), None), targets)
         stored = load_arrays(base)
         engine.check_stored(stored, language_model.target_shapes(config), base)
+
+        config, adapter, tensors, said = peft_folder.take_embeddings(config, adapter, _read_weights(source), source)
+        notes += said
+        targets = target_shapes(config, adapter)
+        pieces = engine.expand(table(config, adapter), targets)
+        engine.check(pieces, tensors, str(source), keeps_dtypes=False)
+        _check_tied(pieces, tensors, source)
+        cast = np.dtype(np.float32) if peft_folder.casts_to_one(pieces, tensors) else None
+        if cast is not None:
+            notes.append("layers of the adapter have different dtypes, or rare ones: all of it is kept in float32")
+        arrays = engine.assemble(engine.read_pieces(pieces, lambda key: tensors[key].read(), cast, str(source)), targets)
+        config, texts, said = peft_folder.take_tokenizer(source, base, config, Path(workspace))
+        notes += said
 
         provenance = {
             "source": source.resolve().name,
             "source_format": "peft",
             "source_sha256": {name: sha256(source / name) for name in (CONFIG, WEIGHTS)},
             "base": base.resolve().name,
-            "base_model_name_or_path": read_object(source / CONFIG).get("base_model_name_or_path"),
+            BASE_NAME: read_object(source / CONFIG).get(BASE_NAME),
         }
         state = unflatten_dict(lora.merge_arrays(stored, arrays, adapter))
-        texts = base / TOKENIZER_FOLDER
-        of_base = language_model.heard_in_training(base)
-        save_model(partial, language_model.KIND, config, state, provenance | of_base, texts if texts.is_dir() else None)
+        trained = language_model.heard_in_training(base) | language_model.heard_in_training(source)
+        save_model(partial, language_model.KIND, config, state, provenance | trained, texts)
         lora.save_adapter(partial, adapter, unflatten_dict(arrays), provenance)
+    return notes
 
 
 def export_peft(source: Path, target: Path, base_name: str | None) -> None:
@@ -283,7 +297,7 @@ def export_peft(source: Path, target: Path, base_name: str | None) -> None:
         infos = {key: engine.TensorInfo(state[piece.target].dtype, piece.shape) for key, piece in pieces.items()}
         safetensors_files.write_file(partial / WEIGHTS, infos, lambda key: engine.foreign_tensor(pieces[key], state))
         before = read_json(source / lora.ADAPTER_FOLDER / "provenance.json")
-        name = before.get("base_model_name_or_path") if base_name is None else base_name
+        name = before.get(BASE_NAME) if base_name is None else base_name
         write_json(partial / CONFIG, config_to_peft(adapter, config, name))
         provenance = {
             "source": source.resolve().name,
@@ -298,11 +312,12 @@ def describe(source: Path) -> dict[str, str]:
     """What ``inspect`` prints of a PEFT adapter folder; only with its base could the weights be checked."""
     values, tensors = read_object(source / CONFIG), _read_weights(source)
     return {
-        "base model": str(values.get("base_model_name_or_path")),
+        "base model": str(values.get(BASE_NAME)),
         "rank": str(values.get("r")),
         "alpha": str(values.get("lora_alpha")),
         "target modules": str(values.get("target_modules")),
         "modules to save": str(values.get("modules_to_save")),
+        "text tokenizer": "its own" if is_file(source / "tokenizer.json") else "the base's",
         "parameters": f"{sum(math.prod(info.shape) for info in tensors.values()):,}",
         "dtype": ", ".join(sorted({str(info.dtype) for info in tensors.values()})),
     }
@@ -318,7 +333,7 @@ def describe_merged(source: Path) -> dict[str, str]:
 
 
 def _read_weights(source: Path) -> dict[str, safetensors_files.Tensor]:
-    if not (source / WEIGHTS).is_file():
+    if not is_file(source / WEIGHTS):
         raise InputError(f"{source}: no {WEIGHTS} found, expected the adapter's weights in it (PEFT's save_pretrained writes it)")
     return safetensors_files.read_header(source / WEIGHTS)
 

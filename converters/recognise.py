@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from converters import ctranslate2, gguf_files, safetensors_files, torch_files, whisper_ctranslate2
 from converters.llama import ARCHITECTURES
+from converters.sources import is_file
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
 
-Format = Literal["model folder", "hf", "peft", "openai", "ctranslate2", "gguf", "whisperspeech", "ichigo"]
+Format = Literal["model folder", "training run", "hf", "peft", "openai", "ctranslate2", "gguf", "whisperspeech", "ichigo"]
 HF_KINDS = {**dict.fromkeys(ARCHITECTURES, "language_model"), "whisper": "whisper"}
 
 
@@ -21,8 +22,8 @@ class Recognised:
     """Attributes:
 
     path: the folder or file.
-    format: "model folder" (ours), "hf" (a Hugging Face folder), "peft" (an adapter of one), "ctranslate2" (a faster-whisper
-      folder), "gguf" (a file), or whose PyTorch file it is.
+    format: "model folder" (ours), "training run" (the workdir of one), "hf" (a Hugging Face folder), "peft" (an adapter of
+      one), "ctranslate2" (a faster-whisper folder), "gguf" (a file), or whose PyTorch file it is.
     kind: which model, as a model folder's ``config.json`` calls it.
     contents: of a PyTorch file.
     """
@@ -45,16 +46,18 @@ def recognise(path: Path) -> Recognised:
 
 
 def _folder(path: Path) -> Recognised:
-    if (path / "adapter_config.json").exists():  # trainers put the base's config.json beside it
+    if is_file(path / "adapter_config.json"):  # trainers put the base's config.json beside it
         return Recognised(path, "peft", "language_model")
     settings = path / "config.json"
-    values = read_json(settings) if settings.exists() else {}
+    values = read_json(settings) if is_file(settings) else {}
     values = values if isinstance(values, dict) else {}
     if isinstance(values.get("kind"), str):
         return Recognised(path, "model folder", values["kind"])
+    if {"task", "train", "output"} <= values.keys():
+        return Recognised(path, "training run", values["task"])
     model_type = values.get("model_type")
     kind = HF_KINDS.get(model_type) if isinstance(model_type, str) else None
-    if kind is not None and any((path / name).exists() for name in (safetensors_files.SINGLE, safetensors_files.INDEX)):
+    if kind is not None and any(is_file(path / name) for name in (safetensors_files.SINGLE, safetensors_files.INDEX)):
         return Recognised(path, "hf", kind)
     # The config.json of other formats may be a copy of Hugging Face's.
     if ctranslate2.holds_model(path):
@@ -67,7 +70,7 @@ def _folder(path: Path) -> Recognised:
         return _file(files[0])
     if kind is not None:
         return Recognised(path, "hf", kind)
-    if not settings.exists():
+    if not is_file(settings):
         raise InputError(
             f"{path}: no config.json in it, expected a Hugging Face folder, a model folder, a faster-whisper folder "
             "or a folder with one GGUF file"

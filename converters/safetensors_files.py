@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from converters.engine import TensorInfo, Weight, duplicates, row_blocks
+from converters.sources import is_file
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.stored_arrays import rows_per_block
 from ichigo_jax.storage import read_json, write_json
@@ -25,12 +26,15 @@ from ichigo_jax.storage import read_json, write_json
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # what transformers writes by default
+LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
     "BF16": ml_dtypes.bfloat16,
     "I64": np.int64,
     "I32": np.int32,
@@ -66,13 +70,29 @@ class Tensor(Weight):
         return np.asarray(mapped).view(self.dtype).reshape(self.shape)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = rows_per_block(self.shape, self.dtype.itemsize)
-        for begin in range(0, self.shape[0], step):
-            shape = (min(step, self.shape[0] - begin), *self.shape[1:])
-            # Copied from the file, not mapped, so that no more than the block is ever resident.
-            block = np.fromfile(self.file, np.uint8, shape[0] * row_bytes, offset=self.start + begin * row_bytes)
-            yield block.view(self.dtype).reshape(shape)
+        return (self.rows(begin, begin + step) for begin in range(0, self.shape[0], step))
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Rows ``begin`` to ``end``, or to the last one. Copied from the file, not mapped, so that no others are resident."""
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (min(end, self.shape[0]) - begin, *self.shape[1:])
+        block = np.fromfile(self.file, np.uint8, shape[0] * row_bytes, offset=self.start + begin * row_bytes)
+        return block.view(self.dtype).reshape(shape)
+
+
+def same_values(one: Tensor, other: Tensor, dtype: np.dtype | None) -> bool:
+    """Whether two tensors hold the same numbers, cast to ``dtype`` unless that is None; some megabytes of each are held."""
+    if one.shape != other.shape:
+        return False
+    step = rows_per_block(one.shape, max(one.dtype.itemsize, other.dtype.itemsize))
+    for begin in range(0, one.shape[0], step):
+        # Without a cast, tensors of two dtypes are compared as the numbers that they are, for which float64 has room.
+        common = dtype or (one.dtype if one.dtype == other.dtype else np.dtype(np.float64))
+        parts = [tensor.rows(begin, begin + step).astype(common, copy=False) for tensor in (one, other)]
+        if not np.array_equal(*parts):
+            return False
+    return True
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -84,7 +104,10 @@ def read_header(file: Path) -> dict[str, Tensor]:
     try:
         size = os.path.getsize(file)
         with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(8)
+            if start == LFS_POINTER[:8]:
+                raise InputError(f"{file}: a pointer of Git LFS found, expected the file itself; run git lfs pull in its folder")
+            length = int.from_bytes(start, "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(f"{file}: expected a safetensors file, found a header of {length} bytes in a file of {size}")
             header = json.loads(stream.read(length), object_pairs_hook=_unique_keys)
@@ -100,39 +123,56 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: keys occur more than once in the header: {error}") from None
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
+def read_folder(folder: Path, may_differ: Callable[[str], bool] = lambda key: False) -> dict[str, Tensor]:
     """The tensors of a Hugging Face model folder, sharded or not.
+
+    Args:
+      folder: its files may be links to anywhere.
+      may_differ: tensors, by name, that an index may list though no shard has them, or not list though one has them. What
+        the shards hold is taken.
 
     Raises:
       InputError: no weights; a shard that is missing, broken or outside the folder; an index that disagrees with its shards.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
+    has_single, has_index = is_file(single), is_file(index)
+    if has_single and has_index:
         raise InputError(f"{folder}: {SINGLE} and {INDEX} found, expected one of them; remove the one that is out of date")
-    if not index.exists():
-        if not single.exists():
-            raise InputError(f"{folder}: no {SINGLE} and no {INDEX} found, expected the model's weights in one of them")
-        return read_header(_inside(folder, SINGLE))
+    if not has_index:
+        if not has_single:
+            raise InputError(
+                f"{folder}: no {SINGLE} and no {INDEX} found, expected the model's weights in one of them{_other_weights(folder)}"
+            )
+        return read_header(single)
 
     contents = read_json(index)
     weight_map = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index}: expected a weight_map from tensor names to file names")
     shards = {name: _inside(folder, name) for name in sorted(set(weight_map.values()))}
-    missing = [name for name, file in shards.items() if not file.is_file()]
+    missing = [name for name, file in shards.items() if not is_file(file)]
     if missing:
         raise InputError(f"{folder}: shards missing: {', '.join(missing)} ({INDEX} names them); download the folder anew")
 
     headers = {name: read_header(file) for name, file in shards.items()}
     faults = [f"{key} is in more than one shard" for key in duplicates(key for header in headers.values() for key in header)]
     for key, name in weight_map.items():
-        if key not in headers[name]:
+        if key not in headers[name] and not may_differ(key):
             faults.append(f"{key} is not in {name}")
     for name, header in headers.items():
-        faults += [f"{key} of {name} is not in the index" for key in header if key not in weight_map]
+        faults += [f"{key} of {name} is not in the index" for key in header if key not in weight_map and not may_differ(key)]
     if faults:
         raise InputError(f"{index}: does not fit the shards: {'; '.join(faults)}")
-    return {key: headers[name][key] for key, name in weight_map.items()}
+    return {key: tensor for header in headers.values() for key, tensor in header.items()}
+
+
+def _other_weights(folder: Path) -> str:
+    """What to do with weights in a format that is not read, as the end of a sentence; nothing where there are none."""
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if pickles:
+        return f"; {pickles[0].name} found: load the folder with transformers and save it with save_pretrained, which writes them"
+    others = sorted(file for ending in ("pth", "gguf", "safetensors") for file in folder.glob(f"*.{ending}"))
+    return f"; {others[0].name} found, which is another format or under another name" if others else ""
 
 
 class _DuplicateKeys(Exception):
@@ -147,14 +187,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of ``folder``; an index may name no other place."""
-    file = folder / name
-    allowed = [folder.resolve()]
-    if folder.parent.name == "snapshots":  # the hub's cache keeps a snapshot as links to ../../blobs
-        allowed.append((folder.parent.parent / "blobs").resolve())
-    if Path(name).name != name or file.resolve().parent not in allowed:
+    """The file ``name`` of ``folder``, which may be a link.
+
+    Whoever made the folder made its links: the hub's cache, dvc and bazel all keep the bytes elsewhere. The text of an index
+    comes with a download and may name no other place.
+    """
+    if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"{folder}: weights in {name!r} found, expected a file of this folder")
-    return file
+    return folder / name
 
 
 def _tensors(file: Path, header: Mapping[str, Any], data_start: int, data_size: int) -> dict[str, Tensor]:

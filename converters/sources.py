@@ -13,12 +13,27 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
 
 
+def is_file(file: Path) -> bool:
+    """Whether there is such a file. A link counts as what it leads to: the folder is the user's own, and so are its links.
+
+    Raises:
+      InputError: a link that leads nowhere.
+    """
+    if file.is_symlink() and not file.exists():
+        raise InputError(
+            f"{file}: a link to {os.readlink(file)} found, where nothing is; fetch that file (from a hub: download the model "
+            "again) or remove the link"
+        )
+    return file.is_file()
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
-      InputError: no such file, or another content.
+      InputError: no such file, a link that leads nowhere, or another content.
     """
+    is_file(file)
     values = read_json(file)
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected a JSON object, found {type(values).__name__}")
@@ -26,9 +41,13 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def copy_files(names: Iterable[str], source: Path, target: Path) -> None:
-    """Copies those files of a folder that are there."""
+    """Copies those files of a folder that are there; of a link, what it leads to.
+
+    Raises:
+      InputError: a link that leads nowhere.
+    """
     for name in names:
-        if (source / name).is_file():
+        if is_file(source / name):
             shutil.copyfile(source / name, target / name)
 
 

@@ -58,12 +58,13 @@ class QuantizerFile:
         return {key: tensor.read() for key, tensor in self.tensors.items() if key not in ours}
 
 
-def open_file(found: Recognised, given: Mapping[str, Any]) -> QuantizerFile:
+def open_file(found: Recognised, given: Mapping[str, Any], keeps_dtypes: bool = True) -> QuantizerFile:
     """Opens a quantiser.
 
     Args:
       found: a WhisperSpeech or Ichigo file.
       given: config fields that the user sets, see ``quantizer.infer``.
+      keeps_dtypes: whether it will be read without a cast, see ``engine.check``.
 
     Raises:
       InputError: settings that the model here cannot express, and all faults of the tensors at once.
@@ -79,7 +80,8 @@ def open_file(found: Recognised, given: Mapping[str, Any]) -> QuantizerFile:
     config = inferred.config
     pieces = engine.expand(quantizer.table(config), engine.target_shapes(maker(config)))
     optional = {key: tensor.shape for key, tensor in quantizer.bookkeeping(config, found.format).items()}
-    engine.check(pieces, tensors, where, optional)
+    uncast = engine.buffers(maker(config))
+    engine.check(pieces, tensors, where, optional, keeps_dtypes=keeps_dtypes, uncast=uncast)
     rest = {key: value for key, value in contents.items() if key != "state_dict"}
     kept = foreign.plain(rest)
     name = contents["config"].get("whisper_model_name") if found.format == "whisperspeech" else None
@@ -144,6 +146,7 @@ def import_quantizer(
         }
         save_model(partial, KIND, config, state, origin, text)
         foreign.write(partial, {"whisper": source.section, "quantizer": file.section}, file.bookkeeping())
+    notes = [*source.notes, *notes]
     if file.dropped:
         notes.append(f"not kept: {', '.join(file.dropped)}")
     return notes
@@ -152,7 +155,7 @@ def import_quantizer(
 def _read(file: QuantizerFile, dtype: np.dtype | None) -> dict[engine.Path, np.ndarray]:
     make = maker(file.inferred.config)
     bar = tqdm(file.pieces, desc="reading the quantiser", unit="tensor", disable=None)
-    arrays = engine.read_pieces(bar, lambda key: file.tensors[key].read(), dtype, engine.buffers(make))
+    arrays = engine.read_pieces(bar, lambda key: file.tensors[key].read(), dtype, str(file.found.path), engine.buffers(make))
     return engine.assemble(arrays, engine.target_shapes(make))
 
 

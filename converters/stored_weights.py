@@ -14,7 +14,7 @@ import numpy as np
 import tensorstore as ts
 from tqdm import tqdm
 
-from converters.engine import Piece, Shapes, Weight
+from converters.engine import Piece, Shapes, Weight, check_finite
 from ichigo_jax.models import stored_arrays
 from ichigo_jax.models.stored_arrays import Stores
 
@@ -61,15 +61,23 @@ def new_arrays(
     return {path: jax.ShapeDtypeStruct(shape, found[path] if dtype is None else dtype) for path, shape in targets.items()}
 
 
-def fill(stores: Stores, pieces: Sequence[Piece], weights: Mapping[str, Weight]) -> None:
-    """Writes every foreign tensor into its place, one after another, cast to the dtype of the array there."""
+def fill(stores: Stores, pieces: Sequence[Piece], weights: Mapping[str, Weight], source: os.PathLike) -> None:
+    """Writes every foreign tensor into its place, one after another, cast to the dtype of the array there.
+
+    Raises:
+      InputError: a tensor of ``source`` that holds NaN or infinity.
+    """
     for piece in tqdm(pieces, desc="weights", unit="tensor", disable=None):
         weight, store = weights[piece.source], stores[piece.target]
+        dtype = store.dtype.numpy_dtype
         if piece.layer is not None:
-            stored_arrays.write(store[piece.layer], piece.transform.forward(weight.read()))
+            array = weight.read()
+            check_finite(array, piece.source, source, dtype)
+            stored_arrays.write(store[piece.layer], piece.transform.forward(array))
             continue
         view, position = piece.transform.inverse(store), 0
         for block in weight.blocks():
+            check_finite(block, piece.source, source, dtype)
             stored_arrays.write(view[position : position + len(block)], block)
             position += len(block)
         if position < view.shape[0]:  # padding

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from converters import ctranslate2, engine, foreign, safetensors_files, torch_files, whisper_ctranslate2, whisper_hf, whisper_text
 from converters.recognise import Recognised
-from converters.sources import copy_files, sha256
+from converters.sources import copy_files, is_file, sha256
 from converters.whisper_weights import hf_table, openai_table
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
@@ -55,6 +55,7 @@ class Source:
       files: what the provenance hashes.
       tokenizer: a folder with its text tokenizer's files, or None.
       section: what ``foreign.json`` keeps of it.
+      notes: what the user should know of it.
       quantized: dtypes of integers among its weights, which are read as float32.
     """
 
@@ -65,11 +66,16 @@ class Source:
     files: tuple[Path, ...]
     tokenizer: Path | None
     section: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
     quantized: tuple[str, ...] = ()
 
 
-def open_source(found: Recognised) -> Source:
+def open_source(found: Recognised, keeps_dtypes: bool = True) -> Source:
     """Opens a Whisper, that inside a speech tokenizer's folder too.
+
+    Args:
+      found: where it is.
+      keeps_dtypes: whether it will be read without a cast, see ``engine.check``.
 
     Raises:
       InputError: another model, or one that is broken; all faults of its weights at once.
@@ -79,41 +85,41 @@ def open_source(found: Recognised) -> Source:
     if found.kind != KIND:
         raise InputError(f"{found.path}: {found.kind} as {found.format} found, expected a Whisper in any format")
     if found.format == "openai":
-        return _open_openai(found)
+        return _open_openai(found, keeps_dtypes)
     if found.format == "ctranslate2":
-        return _open_ctranslate2(found)
-    return _open_hf(found)
+        return _open_ctranslate2(found, keeps_dtypes)
+    return _open_hf(found, keeps_dtypes)
 
 
-def _open_openai(found: Recognised) -> Source:
+def _open_openai(found: Recognised, keeps_dtypes: bool) -> Source:
     where = str(found.path)
     dims = found.contents["dims"]
     if not isinstance(dims, Mapping):
         raise InputError(f"{where}: expected a dictionary dims, found {type(dims).__name__}")
     config = make_config(dims, f"{where}: dims")
     tensors = torch_files.tensors(found.contents["model_state_dict"], f"{where}: model_state_dict")
-    read = _reader(openai_table(config), config, tensors, where)
+    read = _reader(openai_table(config), config, tensors, where, keeps_dtypes)
     return Source(found, config, tensors, read, (found.path,), None, {"format": "openai"})
 
 
-def _open_hf(found: Recognised) -> Source:
+def _open_hf(found: Recognised, keeps_dtypes: bool) -> Source:
     config = make_config(whisper_hf.dims(found.path), f"{found.path / 'config.json'}")
-    tensors = whisper_hf.without_tied_copy(safetensors_files.read_folder(found.path), found.path)
+    tensors, notes = whisper_hf.read_weights(found.path)
     files = (found.path / "config.json", *sorted({tensor.file for tensor in tensors.values()}))
-    read = _reader(hf_table(config), config, tensors, str(found.path))
-    has_text = (found.path / "tokenizer.json").exists()
-    return Source(found, config, tensors, read, files, found.path if has_text else None, whisper_hf.section(found.path))
+    read = _reader(hf_table(config), config, tensors, str(found.path), keeps_dtypes)
+    text = found.path if is_file(found.path / "tokenizer.json") else None
+    return Source(found, config, tensors, read, files, text, whisper_hf.section(found.path), tuple(notes))
 
 
-def _open_ctranslate2(found: Recognised) -> Source:
+def _open_ctranslate2(found: Recognised, keeps_dtypes: bool) -> Source:
     contents = whisper_ctranslate2.open_folder(found.path)
     file, settings = found.path / ctranslate2.FILE, found.path / "config.json"
     config = make_config(contents.dims, str(file))
-    read = _reader(whisper_ctranslate2.table(config), config, contents.weights, str(file), contents.faults)
-    files = (file, settings) if settings.exists() else (file,)
-    text = found.path if (found.path / "tokenizer.json").exists() else None
+    read = _reader(whisper_ctranslate2.table(config), config, contents.weights, str(file), keeps_dtypes, contents.faults)
+    files = (file, settings) if is_file(settings) else (file,)
+    text = found.path if is_file(found.path / "tokenizer.json") else None
     section = {"format": found.format, "settings": contents.settings}
-    return Source(found, config, contents.weights, read, files, text, section, contents.quantized)
+    return Source(found, config, contents.weights, read, files, text, section, quantized=contents.quantized)
 
 
 def _open_model_folder(found: Recognised) -> Source:
@@ -136,16 +142,21 @@ def _open_model_folder(found: Recognised) -> Source:
 
 
 def _reader(
-    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str, faults: Iterable[str] = ()
+    table: list[engine.Row],
+    config: WhisperConfig,
+    tensors: Mapping[str, Any],
+    where: str,
+    keeps_dtypes: bool,
+    faults: Iterable[str] = (),
 ) -> Callable[[np.dtype | None], dict[engine.Path, np.ndarray]]:
     targets = engine.target_shapes(maker(config))
     pieces = engine.expand(table, targets)
-    engine.check(pieces, tensors, where, faults=faults)
     uncast = engine.buffers(maker(config))
+    engine.check(pieces, tensors, where, keeps_dtypes=keeps_dtypes, uncast=uncast, faults=faults)
 
     def read(dtype: np.dtype | None) -> dict[engine.Path, np.ndarray]:
         bar = tqdm(pieces, desc="reading Whisper", unit="tensor", disable=None)
-        return engine.assemble(engine.read_pieces(bar, lambda key: tensors[key].read(), dtype, uncast), targets)
+        return engine.assemble(engine.read_pieces(bar, lambda key: tensors[key].read(), dtype, where, uncast), targets)
 
     return read
 
@@ -193,7 +204,7 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
         foreign.write(partial, {"whisper": source.section}, {})
     if source.quantized and dtype is None:
         notes.append(f"{' and '.join(source.quantized)} weights written as float32; --dtype bfloat16 takes half of that")
-    return notes
+    return [*source.notes, *notes]
 
 
 def text_tokenizer(source: Source, given: Path | None, workspace: Path) -> tuple[Path | None, list[str]]:

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converters import ctranslate2
 from converters.engine import SAME, Row, Weight
 from converters.engine import Path as Target
-from converters.sources import read_object
-from converters.whisper_hf import without_tied_copy
+from converters.sources import is_file, read_object
 from converters.whisper_weights import attention_rows, conv_rows, head_dims, linear_rows, norm_rows
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.whisper import WhisperConfig
@@ -88,11 +89,11 @@ def open_folder(folder: Path) -> Contents:
     weights = {name: weight for name, weight in weights.items() if weight.shape}
     dims = _dims(settings, weights, faults, file)
     faults += _wrong_settings(settings)
-    weights = without_tied_copy(weights, file, PROJECTION, EMBEDDING)
+    weights = _without_projection(weights, file)
     weights, biased = _without_key_bias(_split(weights, dims["n_audio_state"]))
     quantized = {str(tensor.dtype) for tensor in model.tensors.values() if tensor.shape and tensor.dtype in ctranslate2.QUANTIZED}
     config = folder / "config.json"
-    kept = read_object(config) if config.exists() else {}
+    kept = read_object(config) if is_file(config) else {}
     return Contents(dims, weights, tuple(sorted(quantized)), (*faults, *biased), kept)
 
 
@@ -126,6 +127,14 @@ def _wrong_settings(settings: Mapping[str, Weight]) -> list[str]:
             faults.append(f"{name} {value} cannot be expressed, expected {expected}")
     known = {*_REQUIRED, *_OPTIONAL, *_UNUSED, *_HEADS.values()}
     return faults + [f"{name} is unknown" for name in sorted(settings.keys() - known)]
+
+
+def _without_projection(weights: Mapping[str, Weight], file: Path) -> dict[str, Weight]:
+    """Leaves out the output projection, nearly always an alias of the embedding that it is tied to."""
+    projection, embedding = weights.get(PROJECTION), weights.get(EMBEDDING)
+    if projection is not None and projection != embedding and not np.array_equal(projection.read(), embedding.read()):
+        raise InputError(f"{file}: {PROJECTION} differs from {EMBEDDING}, expected the same: Whisper's are tied")
+    return {name: weight for name, weight in weights.items() if name != PROJECTION}
 
 
 def _split(weights: Mapping[str, Weight], width: int) -> dict[str, Weight]:

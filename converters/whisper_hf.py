@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from converters import whisper_text
-from converters.engine import Weight
+from converters import safetensors_files, whisper_text
+from converters.safetensors_files import Tensor
 from converters.sources import read_object
 from ichigo_jax.audio.decode import SAMPLE_RATE
 from ichigo_jax.audio.log_mel import HOP, WINDOW
@@ -71,24 +69,24 @@ def dims(folder: Path) -> dict[str, Any]:
     return {ours: values[theirs] for ours, theirs in _DIMS.items()}
 
 
-def without_tied_copy(
-    tensors: Mapping[str, Weight], where: Path, copy: str = TIED_COPY, embedding: str = EMBEDDING
-) -> dict[str, Weight]:
-    """Leaves out the output projection, which some sources hold beside the embedding that it is.
-
-    Args:
-      tensors: of a Whisper.
-      where: the source's name for errors.
-      copy: what the source calls the projection.
-      embedding: what it calls the embedding.
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a folder without the output projection, which some hold beside the embedding that it is; what to say.
 
     Raises:
-      InputError: the two differ, which the model here cannot express.
+      InputError: weights that are broken; a projection of its own, which the model here cannot express.
     """
-    if copy in tensors and embedding in tensors and tensors[copy] != tensors[embedding]:  # another place in the file
-        if not np.array_equal(tensors[copy].read(), tensors[embedding].read()):
-            raise InputError(f"{where}: {copy} differs from {embedding}, expected the same: Whisper's are tied")
-    return {key: tensor for key, tensor in tensors.items() if key != copy}
+    tensors = safetensors_files.read_folder(folder, lambda key: key == TIED_COPY)
+    copy = tensors.pop(TIED_COPY, None)
+    if copy is None:
+        return tensors, []
+    if EMBEDDING not in tensors:
+        return tensors | {EMBEDDING: copy}, [f"{TIED_COPY} alone is stored; it is the embedding as well"]
+    if not safetensors_files.same_values(copy, tensors[EMBEDDING], None):
+        raise InputError(
+            f"{folder}: {TIED_COPY} differs from {EMBEDDING}, expected the same: Whisper's are tied; if it is out of date, "
+            "remove it from the weights"
+        )
+    return tensors, [f"left out: {TIED_COPY}, which is stored as well and equals the embedding that it is tied to"]
 
 
 def section(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,10 @@ Names load on first use, so ``import ichigo_jax`` costs nothing.
 from __future__ import annotations
 
 import importlib
+import os
+
+# transformers is here for its tokenizers, which need no PyTorch; it would tell every user of every command that there is none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 

@@ -7,6 +7,8 @@ is an error here and never a silent choice.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -47,6 +49,20 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise InputError(f"{where}: {error}") from None
 
 
+def checked_date(text: Any, where: str) -> str:
+    """``text``, if it is a date such as 2026-11-27.
+
+    Raises:
+      InputError: anything else; ``where`` begins the message.
+    """
+    try:
+        if datetime.date.fromisoformat(text).isoformat() == text:
+            return text
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{where}: {text!r} found, expected a date like '2026-11-27'")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as nested plain dictionaries, ready for JSON; ``from_dict`` is the inverse."""
     return dataclasses.asdict(config)
@@ -73,7 +89,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: found {value!r}, expected a list")
         return tuple(_convert(options[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise InputError(f"{where}: found an integer of {len(str(abs(value)))} digits, expected a number") from None
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise InputError(f"{where}: found NaN, expected a number")
     if hint in (int, float, str, bool):
         if type(value) is not hint:
             raise InputError(f"{where}: found {value!r} ({type(value).__name__}), expected {hint.__name__}")

@@ -8,25 +8,29 @@ python -m ichigo_jax.generate --model DIR --quantize int8 --prompt "What is thre
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
 import ichigo_jax
-from ichigo_jax.decoding.sampling import Sampling
-from ichigo_jax.errors import InputError, command
+from ichigo_jax.arguments import ArgumentParser, unicode_text, whole_number
+from ichigo_jax.data.folders import on_disk
+from ichigo_jax.decoding.sampling import Sampling, check_seed, checked
+from ichigo_jax.errors import InputError, command, unicode_only
+from ichigo_jax.storage import open_output, write_json_line
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="language-model folder")
     parser.add_argument("--speech-tokenizer", metavar="DIR", help="speech-tokenizer folder, needed with --audio")
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--audio", metavar="FILE", help="a spoken request")
-    question.add_argument("--prompt", metavar="TEXT", help="a written request")
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt before it")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="the longest answer (256)")
+    question.add_argument("--prompt", type=unicode_text, metavar="TEXT", help="a written request")
+    parser.add_argument("--system", type=unicode_text, metavar="TEXT", help="a system prompt before it")
+    parser.add_argument(
+        "--max-new-tokens", type=whole_number("length", 1), default=256, metavar="N", help="the longest answer (256)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that reach P (1: all)")
@@ -49,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.audio and not arguments.speech_tokenizer:
         raise InputError("--audio found without --speech-tokenizer; give the folder of the model's speech tokenizer")
 
-    speech_tokenizer = ichigo_jax.SpeechTokenizer.from_pretrained(arguments.speech_tokenizer) if arguments.audio else None
+    sampling = checked(Sampling(*(getattr(arguments, name) for name in Sampling._fields)))  # before the models are loaded
+    check_seed(arguments.seed)
+    audio = on_disk(arguments.audio) if arguments.audio else None
+
+    speech_tokenizer = ichigo_jax.SpeechTokenizer.from_pretrained(arguments.speech_tokenizer) if audio else None
     language_model = ichigo_jax.LanguageModel.from_pretrained(
         arguments.model, arguments.dtype, arguments.quantize, arguments.group_size
     )
@@ -57,22 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     if arguments.prompt:
         messages.append({"role": "user", "content": arguments.prompt})
-    pieces = assistant.stream(
-        arguments.audio,
-        messages,
-        max_new_tokens=arguments.max_new_tokens,
-        sampling=Sampling(
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            min_p=arguments.min_p,
-            repetition_penalty=arguments.repetition_penalty,
-        ),
-        seed=arguments.seed,
-    )
+    pieces = assistant.stream(audio, messages, max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed)
     if arguments.json:
-        asked = {"audio": arguments.audio} if arguments.audio else {"prompt": arguments.prompt}
-        print(json.dumps({**asked, "text": "".join(pieces)}, ensure_ascii=False))
+        asked = {"audio": unicode_only(arguments.audio)} if arguments.audio else {"prompt": arguments.prompt}
+        with open_output("-") as file:
+            write_json_line(file, {**asked, "text": "".join(pieces)})
     else:
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ichigo_jax.arguments import ArgumentParser
 from ichigo_jax.errors import InputError, command
 from ichigo_jax.planning.plan import described, make_plan
 from ichigo_jax.planning.search import search, slowness
@@ -27,7 +28,7 @@ from ichigo_jax.training import run_config
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")

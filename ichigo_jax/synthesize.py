@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ichigo_jax import errors, storage
+from ichigo_jax.arguments import ArgumentParser
 from ichigo_jax.synthesis.spoken_corpus import write_corpus
 
 FULL = {"utterances": 6000, "heldout_sentences": 100}
@@ -24,7 +25,7 @@ SMOKE = {"utterances": 240, "heldout_sentences": 16}
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.synthesize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, type=Path, help="the folder to make; it must not exist")

@@ -3,59 +3,76 @@
     python -m ichigo_jax.tokenize --model DIR --output tokens.parquet recordings/ one.wav list.jsonl
     python -m ichigo_jax.tokenize --model DIR --output - one.wav
 
-A parquet file has the columns ``index``, ``path``, ``seconds`` and ``tokens`` (list of int64), and a manifest's own fields
-beside them; ``-`` prints JSON lines {"path", "seconds", "tokens"}. Several quantisers give tokens quantiser by quantiser
-within a frame. A file that cannot be read is told of on standard error and left out of the parquet file (a JSON line has
-``error``); the others go on, and the exit code is 1.
+A parquet file has the columns ``index``, ``path``, ``seconds`` and ``tokens`` (list of int64), and beside them the fields of
+the manifests: those of all rows, empty where a row has none. A field that is called like one of these columns is kept as
+``manifest_index``, ``manifest_seconds`` or ``manifest_tokens``; a field must be of one type in all rows. ``-``, ``/dev/stdout``
+or a pipe gets JSON lines {"path", "seconds", "tokens"}, without the manifests' fields. Several quantisers give tokens
+quantiser by quantiser within a frame. A file that cannot be read is told of on standard error and left out of the parquet file
+(a JSON line has ``error``); the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ichigo_jax.audio_command import add_arguments, go_over_files
-from ichigo_jax.data.audio_files import Row
+from ichigo_jax.arguments import ArgumentParser
+from ichigo_jax.audio_command import add_arguments, go_over_files, list_files
+from ichigo_jax.data.audio_files import Outcome, with_other_names
+from ichigo_jax.data.token_table import COLUMNS, field_columns, write_tokens
 from ichigo_jax.errors import InputError, command
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
-from ichigo_jax.storage import whole
+from ichigo_jax.storage import check_output, is_stream, open_output, write_json_line
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ichigo_jax.tokenize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="speech-tokenizer folder")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .parquet file, or - for JSON lines on standard output")
     add_arguments(parser, batch_size=32)
     arguments = parser.parse_args(argv)
-    if arguments.output != "-" and not arguments.output.endswith(".parquet"):
+    as_parquet = arguments.output.endswith(".parquet")
+    if not as_parquet and not is_stream(arguments.output):
         raise InputError(f"--output {arguments.output}: expected a name ending in .parquet, or -")
+    check_output(arguments.output)
+    files = list_files(arguments)
+    fields = field_columns(with_other_names(files, COLUMNS)) if as_parquet else None
     tokenizer = SpeechTokenizer.from_pretrained(arguments.model, batch_size=arguments.batch_size)
 
-    def tokenize(clips: Iterable[np.ndarray]) -> Iterator[Row]:
+    def tokenize(clips: Iterable[np.ndarray]) -> Iterator[dict[str, Any]]:
         return ({"tokens": codes.reshape(-1).tolist()} for codes in tokenizer.encode_each(clips))
 
-    rows = []
-    for index, row in enumerate(go_over_files(arguments, tokenize)):
-        if arguments.output == "-":
-            print(json.dumps({name: row[name] for name in ("path", "seconds", "tokens", "error") if name in row}), flush=True)
-        rows.append({"index": index, **row})
-    good = [row for row in rows if "error" not in row]
+    outcomes = go_over_files(arguments, files, tokenize)
+    good = _write_parquet(arguments.output, outcomes, fields) if as_parquet else _write_lines(arguments.output, outcomes)
     if not good:
-        raise InputError(f"none of the {len(rows)} files could be read")
-    if arguments.output != "-":
-        table = pa.Table.from_pylist(good)
-        table = table.set_column(table.schema.get_field_index("tokens"), "tokens", table["tokens"].cast(pa.list_(pa.int64())))
-        with whole(arguments.output) as partial:
-            pq.write_table(table, partial)
-    return 0 if len(good) == len(rows) else 1
+        raise InputError(f"none of the {len(files)} files could be read")
+    return 0 if good == len(files) else 1
+
+
+def _write_lines(output: str, outcomes: Iterable[Outcome]) -> int:
+    """Writes a line for each file as it comes; gives the number of those that could be read."""
+    good = 0
+    with open_output(output) as lines:
+        for outcome in outcomes:
+            good += outcome.error is None
+            found = {"error": outcome.error} if outcome.error is not None else {"seconds": outcome.seconds, **outcome.results}
+            write_json_line(lines, {"path": outcome.path, **found})
+    return good
+
+
+def _write_parquet(output: str, outcomes: Iterable[Outcome], fields: pa.Table) -> int:
+    """Writes a row for each file that could be read, all at the end; gives their number."""
+    good = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome.error is None]
+    if good:
+        write_tokens(output, good, fields)
+    return len(good)
 
 
 if __name__ == "__main__":

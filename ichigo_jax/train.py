@@ -10,6 +10,7 @@ with 128 + the signal's number (143, 130).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -31,12 +32,14 @@ from ichigo_jax.models.declare import Buffer, cast_params
 from ichigo_jax.parallel import hosts, make_mesh
 from ichigo_jax.tasks import Task, make_task
 from ichigo_jax.tasks.model_flops import step_work
+from ichigo_jax.tasks.task import check_best
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints, check_address
+from ichigo_jax.training.losses import count_examples
 from ichigo_jax.training.metrics import MetricsLog, parameter_norm
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ichigo_jax.training.run_config import RunConfig
-from ichigo_jax.training.skipped import Passed, go_back
+from ichigo_jax.training.skipped import Passed, check_examples, go_back
 from ichigo_jax.training.state import TrainState, is_spike, logical_axes, make_state, split, state_shardings
 from ichigo_jax.training.stop import StopSignals
 from ichigo_jax.training.trackers import check_trackers, make_trackers
@@ -77,9 +80,9 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of_sums, *first)[1])
             (buffers, (grads, metrics)), _ = jax.lax.scan(add_part, (state.buffers, zeros), (split_batch, keys))
 
-        grad_norm = optax.global_norm(grads)
+        examples, grad_norm = count_examples(batch["targets"]), optax.global_norm(grads)
         measured = jnp.stack([metrics["loss"], grad_norm])
-        fine = jnp.isfinite(measured).all() & ~is_spike(state.recent, measured, config.train.spike_factor)
+        fine = (examples > 0) & jnp.isfinite(measured).all() & ~is_spike(state.recent, measured, config.train.spike_factor)
 
         def take():
             updates, opt_state = optimizer.update(grads, state.opt_state, full)
@@ -93,7 +96,8 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
         skipped = state.skipped + ~fine
         in_a_row = jnp.where(fine, 0, state.skipped_in_a_row + 1)
         state = TrainState(state.step + 1, params, state.frozen, new_buffers, opt_state, skipped, in_a_row, recent)
-        return state, {**metrics, "grad_norm": grad_norm, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
+        counts = {"examples": examples, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
+        return state, {**metrics, "grad_norm": grad_norm, **counts}
 
     return step
 
@@ -141,6 +145,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
       profile: steps that are traced.
       accept_changed_data: whether it goes on although its data sources have other numbers of examples than when it began.
     """
+    errors.check_jaxlib()
     began = time.time()
     run_config.check_workdir(workdir, config)
     if hosts.largest((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own
@@ -151,6 +156,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
     task = make_task(config, workdir)
+    check_best(config.output.checkpoint_best, task.measures)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     with jax.set_mesh(mesh), StopSignals() as stop:
         run = Run(config, workdir, task, mesh, make_program(task, config, mesh), accept_changed_data)
@@ -187,10 +193,11 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
     steps, output = config.train.steps, config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
     where = output.checkpoints_in or workdir / "checkpoints"
-    checkpoints = Checkpoints(where, *kept)
     belongs = {"config": run_config.as_json(config), "sizes": task.data_sizes()}  # to every checkpoint
 
-    with watch:
+    with watch, contextlib.ExitStack() as opened:  # also after an error, what is being saved becomes whole
+        checkpoints = opened.enter_context(Checkpoints(where, *kept))
+
         # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
         shardings = jax.tree.map(lambda x: x.sharding, program.state)
         start, saved, resumed = 0, {}, checkpoints.restore(program.state)
@@ -207,7 +214,8 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
         passed = passed or Passed.of(saved)
 
         learning_rate = learning_rate_schedule(config.optimizer, steps)
-        log = MetricsLog(workdir / "metrics.jsonl", start, make_trackers(config, workdir, start))
+        log = opened.enter_context(MetricsLog(workdir / "metrics.jsonl", start, make_trackers(config, workdir, start)))
+        progress = opened.enter_context(tqdm(total=steps, initial=start, desc=workdir.name, disable=not hosts.is_first()))
 
         def model_of(state: TrainState) -> nnx.Module:
             return nnx.merge(program.graphdef, state.params, state.frozen, state.buffers)
@@ -215,9 +223,17 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
         def due(every: int, step: int) -> bool:
             return step == steps or (every > 0 and step % every == 0)
 
+        def evaluate(state: TrainState, step: int) -> None:
+            with watch.apart("evaluation", state):
+                values = task.evaluate(model_of(state))
+                checkpoints.rank(step, values)
+                log.write(step, values)
+
+        evaluates = bool(task.measures)
         batches = read_batches(task.examples(), config.train.batch_size, start + passed.passed_batches, mesh)
-        progress = tqdm(total=steps, initial=start, desc=workdir.name, disable=not hosts.is_first())
         watch.begin(start, saved)
+        if evaluates and start and due(output.evaluate_every, start) and hosts.largest(log.lacks(task.measures)):
+            evaluate(state, start)  # which the start before was kept from
         signal = behind = None
         for step in range(start + 1, steps + 1):
             batch = watch.next_batch(batches)
@@ -230,31 +246,29 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
                 taken = step - values["skipped_steps"]
                 values |= {"learning_rate": learning_rate(max(taken - 1, 0)), "param_norm": parameter_norm(state.params)}
                 log.write(step, {**values, **watch.measured()})
-                measured |= values
+                measured = values
                 progress.set_postfix(loss=f"{values['loss']:.3f}")
+                check_examples(step, values, task.faults_file)
                 if (skipped := int(values["skipped_in_a_row"])) >= config.train.stop_after_skipped:
                     behind = go_back(step, skipped, passed, config.train.roll_backs, checkpoints, task.rows_of_batch, workdir)
                     break
             progress.update()
 
-            if due(output.evaluate_every, step):
-                with watch.apart("evaluation", state):
-                    if values := task.evaluate(model_of(state)):
-                        log.write(step, values)
-                        measured |= values
             signal = stop.anywhere()
-            if due(output.checkpoint_every, step) or signal:
+            evaluation_due = evaluates and due(output.evaluate_every, step)
+            if due(output.checkpoint_every, step) or evaluation_due or signal:
+                check_examples(step, metrics, task.faults_file)
                 with watch.apart("saving", state):
                     checkpoints.save(state, step, {**belongs, **passed._asdict(), **watch.kept()}, measured)
             if signal:
                 break
-        progress.close()
-        checkpoints.close()
-        log.close()
+            if evaluation_due:
+                evaluate(state, step)
+        opened.close()
         if signal:
             print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
         elif behind is None:
-            task.save(model_of(state), workdir / "model")
+            task.save(model_of(state), workdir / "model", run_config.origin(config, workdir, steps))
     return signal, behind
 
 

@@ -255,14 +255,14 @@ def draw_pictures(root: Path) -> None:
     from ichigo_jax import SpeechTokenizer
     from ichigo_jax.audio.decode import SAMPLE_RATE, load_audio
     from ichigo_jax.audio.log_mel import log_mel
+    from ichigo_jax.storage import read_json_lines
 
     folder = root / "pictures"
     folder.mkdir(exist_ok=True)
 
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.5), constrained_layout=True)
     for axis, run_name in zip(axes, ("whisper", "speech_tokenizer", "pretrain", "language_model")):
-        lines = map(json.loads, (root / run_name / "metrics.jsonl").read_text().splitlines())
-        rows = [row for row in lines if "loss" in row]
+        rows = [row for row in read_json_lines(root / run_name / "metrics.jsonl") if "loss" in row]
         axis.plot([row["step"] for row in rows], [row["loss"] for row in rows])
         axis.set(title=run_name.replace("_", " "), xlabel="step", ylabel="loss")
     figure.savefig(folder / "losses.png", dpi=110)
@@ -274,7 +274,7 @@ def draw_pictures(root: Path) -> None:
     figure.savefig(folder / "codebook.png", dpi=110)
 
     tokenizer = SpeechTokenizer.from_pretrained(root / "speech_tokenizer" / "model")
-    row = json.loads((root / "corpus" / "heldout.jsonl").read_text().splitlines()[0])
+    row = read_json_lines(root / "corpus" / "heldout.jsonl")[0]
     audio = load_audio(root / "corpus" / row["path"], max_seconds=30.0, max_bytes=1 << 24)
     codes = tokenizer.encode([audio])[0]
     frames = len(audio) // 160

@@ -60,6 +60,7 @@ def stage(
                 "packing": examples_per_row > 1,
                 "sound_form": "compressed" if compressed else "plain",
                 "speech_tokenizer": speech_tokenizer,
+                "chat_date": config_dict.placeholder(str),
                 "sources": sources,
                 "evaluation": (),
             },

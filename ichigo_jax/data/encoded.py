@@ -107,7 +107,8 @@ def encode_rows(
       progress: whether a bar is shown.
 
     Raises:
-      InputError: files that are not what the format needs, no row that could be used, or a process that was killed meanwhile.
+      InputError: files that are not what the format needs, no row that could be used, a process that was killed meanwhile, or
+        a ``folder`` that cannot be written.
     """
     files = find_row_files(path)
     key = _key(Path(path), files, encoder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from pathlib import Path
+
+from ichigo_jax.errors import InputError
+from ichigo_jax.storage import json_lines, json_object, writing
 
 
 class FaultLog:
@@ -18,20 +20,27 @@ class FaultLog:
     def __init__(self, path: Path | None):
         self.path = path
         self._lock = threading.Lock()
-        self._seen = _places(path) if path is not None and path.exists() else set()
+        written = path.read_bytes() if path is not None and path.exists() else b""
+        self._seen = _places(written)
+        self._half_a_line = bool(written) and not written.endswith(b"\n")  # a run was killed while it wrote
 
     def __call__(self, where: str, fault: str) -> None:
         with self._lock:
             if where not in self._seen:
                 self._seen.add(where)
                 if self.path is not None:
-                    with self.path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"path": where, "error": fault}) + "\n")
+                    with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                        file.write("\n" * self._half_a_line + json.dumps({"path": where, "error": fault}) + "\n")
+                    self._half_a_line = False
 
 
-def _places(path: Path) -> set[str]:
+def _places(written: bytes) -> set[str]:
     places = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a run that was killed may leave half a line
-            places.add(json.loads(line)["path"])
+    for line in json_lines(written):
+        try:
+            row = json_object(line) or {}
+        except InputError:
+            continue
+        if isinstance(row.get("path"), str):
+            places.add(row["path"])
     return places

@@ -49,7 +49,7 @@ def training_examples(sources: Sequence[grain.MapDataset], weights: Sequence[flo
     """
     if not sources or any(len(source) == 0 for source in sources):
         raise InputError("a data source without examples found, expected at least one example in each")
-    if any(weight <= 0 for weight in weights):
+    if not all(0 < weight < math.inf for weight in weights):
         raise InputError(f"source weights {list(weights)} found, expected positive numbers")
     shuffled = [source.seed(seed + number).shuffle().repeat() for number, source in enumerate(sources)]
     return shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ichigo_jax.errors import InputError
+from ichigo_jax.data.folders import files_below
+from ichigo_jax.errors import InputError, system_fault
+from ichigo_jax.storage import json_object
 
 JSON_LINES = ".jsonl"
 SUFFIXES = (".parquet", JSON_LINES)
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
@@ -32,21 +34,28 @@ class Chunk(NamedTuple):
             yield from self.content.to_pylist()
             return
         for line in self.content:
-            yield _json_row(line) if line.strip() else None
+            try:
+                yield json_object(line)
+            except InputError as error:
+                yield error
 
 
 def find_row_files(path: str) -> list[Path]:
     """The file ``path``, or the parquet and JSON-lines files in and below the folder ``path``, sorted by name.
 
+    Linked folders are followed and hidden files passed over, see ``folders.files_below``.
+
     Raises:
-      InputError: nothing there, or a folder without such files.
+      InputError: nothing there, a folder without such files, or one that cannot be listed.
     """
     root = Path(path)
     if not root.is_dir():
         if not root.is_file():
             raise InputError(f"{path}: no such file or folder")
         return [root]
-    files = sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    files, locked = files_below(root, SUFFIXES)
+    if locked:
+        raise InputError(f"{locked[0].filename}: cannot be listed: {system_fault(locked[0])}; make it readable or remove it")
     if not files:
         raise InputError(f"{path}: no rows found in this folder, expected files ending in {' or '.join(SUFFIXES)}")
     return files
@@ -59,7 +68,7 @@ def read_chunks(files: Sequence[Path], columns: Sequence[str], rows_per_chunk: i
       InputError: a file that is no parquet, is damaged, or lacks a column. A JSON row without one is for the caller to find.
     """
     for file in files:
-        if file.suffix == JSON_LINES:
+        if file.suffix.lower() == JSON_LINES:
             yield from _json_chunks(file, rows_per_chunk)
             continue
         try:
@@ -77,13 +86,20 @@ def read_chunks(files: Sequence[Path], columns: Sequence[str], rows_per_chunk: i
             raise InputError(f"{file}: expected a parquet file, found {error}") from None
 
 
-def read_first_rows(path: str, columns: Sequence[str], limit: int) -> list[Row]:
+def read_first_rows(path: str, columns: Sequence[str], limit: int, read: Callable[[Row], T] = lambda row: row) -> list[T]:
     """The first ``limit`` rows, all of which must be right.
 
+    Args:
+      path: see ``find_row_files``.
+      columns: that every row has.
+      limit: how many rows are read.
+      read: what becomes of a row; raises InputError for one that is not right.
+
     Raises:
-      InputError: what ``find_row_files`` and ``read_chunks`` refuse, a row that is none or lacks a column, or no rows.
+      InputError: what ``find_row_files`` and ``read_chunks`` refuse, a row that is none or lacks a column, what ``read``
+        refuses, or no rows; the message names file and row.
     """
-    found: list[Row] = []
+    found: list[T] = []
     for chunk in read_chunks(find_row_files(path), columns, max(1, limit)):
         for number, row in enumerate(chunk.rows(), chunk.first + 1):
             if isinstance(row, InputError):
@@ -92,7 +108,10 @@ def read_first_rows(path: str, columns: Sequence[str], limit: int) -> list[Row]:
                 missing = [name for name in columns if row.get(name) is None]
                 if missing:
                     raise InputError(f"{chunk.file}: row {number} has no {missing[0]!r}, expected {', '.join(columns)}")
-                found.append(row)
+                try:
+                    found.append(read(row))
+                except InputError as error:
+                    raise InputError(f"{chunk.file}: row {number}: {error}") from None
         if len(found) >= limit:
             break
     if not found:
@@ -109,12 +128,4 @@ def _json_chunks(file: Path, rows_per_chunk: int) -> Iterator[Chunk]:
                     return
                 yield Chunk(file, first, content)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _json_row(line: bytes) -> Row | InputError:
-    try:
-        row = json.loads(line)
-    except ValueError:  # of which a UnicodeDecodeError is one
-        row = None
-    return row if isinstance(row, dict) else InputError(f"expected a JSON object, found {line[:60]!r}")
+        raise InputError(f"{file}: cannot be read: {system_fault(error)}") from None

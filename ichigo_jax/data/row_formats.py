@@ -127,15 +127,27 @@ class RowEncoder:
           InputError: a column missing or of the wrong type, an unknown role, a code out of range, half of a sound span, or
             nothing left to predict within ``length``.
         """
-        missing = [name for name in self.format.columns if row.get(name) is None]
-        if missing:
-            raise InputError(f"no {missing[0]!r} found, expected {', '.join(self.format.columns)}")
+        self._check_columns(row)
         ids, mask, dropped = self._encode(row, number)
         predicted = np.ones(len(ids), bool) if self.predict == "all" else np.asarray(mask, bool)
         if not predicted[1:].any():
             total = len(ids) + dropped
             raise InputError(f"{total} ids found, nothing to predict among the first {self.length} that fit; raise data.length")
         return Example(np.asarray(ids, np.int32), predicted), dropped
+
+    def request_and_answer(self, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        """``{"tokens": [3, 5], "answer": "yes"}`` of format ``instruction`` -> what the user says, as messages, and "yes".
+
+        Raises:
+          InputError: a column missing or of the wrong type.
+        """
+        self._check_columns(row)
+        return [{"role": "user", "content": [self._speech(row)]}], _text(row, "answer")
+
+    def _check_columns(self, row: Mapping[str, Any]) -> None:
+        missing = [name for name in self.format.columns if row.get(name) is None]
+        if missing:
+            raise InputError(f"no {missing[0]!r} found, expected {', '.join(self.format.columns)}")
 
     def _sound(self, row: Mapping[str, Any], number: int) -> TruncatedChat:
         """``{"tokens": [3, 5]}`` -> begin of text, sound start, 3, 5, sound end, end of text.

@@ -61,8 +61,12 @@ def numbered(sources: Sequence[Examples]) -> list[Examples]:
 def source_names(paths: Sequence[str]) -> list[str]:
     """What sources are called in the log: the stem of the path, and the number as well where several have the same.
 
-    ``["data/a.parquet", "data/b.parquet", "old/b.jsonl"]`` -> ``["a", "b-1", "b-2"]``.
+    ``["data/a.parquet", "data/b.parquet", "old/b.jsonl"]`` -> ``["a", "b-1", "b-2"]``. No two have one name: a stem that
+    already looks like one with a number is numbered too, ``["b-1.parquet", "data/b.parquet", "old/b.jsonl"]`` ->
+    ``["b-1-0", "b-1-1", "b-2"]``.
     """
-    stems = [Path(path).stem for path in paths]
-    count = Counter(stems)
-    return [stem if count[stem] == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
+    names = [Path(path).stem for path in paths]
+    while len(set(names)) < len(names):
+        count = Counter(names)
+        names = [name if count[name] == 1 else f"{name}-{number}" for number, name in enumerate(names)]
+    return names

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from ichigo_jax.data.audio_files import read_manifest
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.errors import InputError
 
+LONGEST = 1e9  # seconds that a manifest can mean
 MOST_UNUSABLE = 100  # clips in a row that cannot be used, of data that is there at all
 ROUNDING_SAMPLES = 2  # a manifest's seconds are rounded, and so is the length after resampling
 
@@ -28,10 +30,43 @@ def read_transcripts(manifest: str) -> list[dict[str, Any]]:
       InputError: what ``read_manifest`` refuses, or files that do not exist.
     """
     rows = read_manifest(manifest, ("text",))
-    missing = [row["path"] for row in rows if not Path(row["path"]).is_file()]
+    missing = [row["path"] for row in rows if not _is_file(row["path"])]
     if missing:
         raise InputError(f"{manifest}: {len(missing)} of {len(rows)} audio files do not exist, the first is {missing[0]}")
     return rows
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def check_clips(manifest: str, rows: Sequence[dict[str, Any]], max_seconds: float, max_bytes: int) -> None:
+    """Decodes every clip once, in threads, for those that must all be right.
+
+    Args:
+      manifest: where the rows are from.
+      rows: its first rows, in order.
+      max_seconds, max_bytes: see ``audio.decode.load_audio``.
+
+    Raises:
+      InputError: clips that cannot be decoded; the message names the row of the first and counts them.
+    """
+
+    def fault_of(row: dict[str, Any]) -> str | None:
+        try:
+            load_audio(row["path"], max_seconds, max_bytes)
+        except (AudioError, OSError) as error:
+            return str(error)
+        return None
+
+    faults = [(number, fault) for number, fault in enumerate(map_ahead(fault_of, rows), 1) if fault is not None]
+    if faults:
+        number, fault = faults[0]
+        others = f"; {len(faults)} of {len(rows)} clips cannot be used" if len(faults) > 1 else ""
+        raise InputError(f"{manifest}: row {number}: {fault}{others}; mend or leave out what is to be evaluated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +150,7 @@ class SpeechExamples:
                 if len(longer) > layout.text_length:
                     limit = layout.text_length
                     raise InputError(f"{row['path']}: prompt and text of {len(longer)} tokens, expected at most {limit}")
-            except (AudioError, InputError) as error:
+            except (AudioError, InputError, OSError) as error:
                 self._faults(row["path"], str(error))
                 self._unusable += 1
                 if self._unusable >= MOST_UNUSABLE:
@@ -155,11 +190,14 @@ class SpeechExamples:
 
 
 def _expected_samples(row: dict[str, Any]) -> int:
-    """At least what the row's clip will have at 16 kHz: from its field ``seconds``, or else from the file's header."""
+    """At least what the row's clip will have at 16 kHz: from its field ``seconds``, or else from the file's header.
+
+    A field that is no duration (no number, NaN, infinite, negative) counts as none: the file knows better.
+    """
     seconds = row.get("seconds")
-    if not isinstance(seconds, int | float):
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < LONGEST:
         try:
             seconds = soundfile.info(row["path"]).duration
-        except soundfile.SoundFileError:
+        except (soundfile.SoundFileError, OSError, TypeError):  # TypeError: headerless formats, such as .raw
             return 0  # decoding it will fail as well, and that is where it is told of
     return math.ceil(seconds * SAMPLE_RATE) + ROUNDING_SAMPLES

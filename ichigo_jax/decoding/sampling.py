@@ -5,6 +5,7 @@ Filters and their order are those of Hugging Face ``generate``: repetition penal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ import numpy as np
 
 from ichigo_jax.decoding.loop import Choice
 from ichigo_jax.errors import InputError
+
+MOST_TOP_K = (1 << 31) - 1  # of int32, and more than any vocabulary has
+SEEDS = 1 << 32  # JAX takes no more bits of a seed unless it computes in 64 bits
 
 
 class Sampling(NamedTuple):
@@ -43,19 +47,28 @@ def checked(sampling: Sampling) -> Sampling:
     Raises:
       InputError: a number outside its range.
     """
-    finite = np.isfinite(sampling.temperature)
     ranges = {
-        "temperature": (finite and sampling.temperature >= 0, "a finite number of at least 0"),
+        "temperature": (0 <= sampling.temperature < math.inf, "a number of at least 0"),
         "top_k": (sampling.top_k >= 0, "at least 0 (0: all)"),
         "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= sampling.min_p <= 1, "between 0 and 1"),
-        "repetition_penalty": (0 < sampling.repetition_penalty < float("inf"), "above 0 (1: none)"),
+        "repetition_penalty": (0 < sampling.repetition_penalty < math.inf, "a number above 0 (1: none)"),
     }
     for name, (holds, expected) in ranges.items():
         if not holds:
             raise InputError(f"{name} {getattr(sampling, name)} found, expected {expected}")
     temperature, top_k, top_p, min_p, repetition_penalty = sampling
-    return Sampling(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
+    return Sampling(float(temperature), min(int(top_k), MOST_TOP_K), float(top_p), float(min_p), float(repetition_penalty))
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed of which JAX would use a part only, so that two seeds would give the same draws.
+
+    Raises:
+      InputError: not from 0 to 2**32 - 1.
+    """
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"seed {seed} found, expected 0 to {SEEDS - 1}")
 
 
 def stacked(samplings: Sequence[Sampling]) -> Sampling:
@@ -165,7 +178,8 @@ def choose(logits: jax.Array, seen: jax.Array | None, sampling: Sampling, keys: 
 
     def draw(logits: jax.Array) -> jax.Array:
         drawn = sampling.temperature > 0
-        warmed = logits / jnp.where(drawn, sampling.temperature, 1.0)[:, None]
+        # From the largest on, so that no temperature, however small, makes infinities of which one is like the other.
+        warmed = (logits - logits.max(-1, keepdims=True)) / jnp.where(drawn, sampling.temperature, 1.0)[:, None]
         filters = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
         # Sorting a vocabulary takes longer than all else here, so it is left out where no row asks for it.
         warmed = jax.lax.cond((filters & drawn).any(), filtered, lambda logits: logits, warmed)

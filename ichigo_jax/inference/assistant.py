@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ichigo_jax.audio.faults import AudioError
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.text import SoundCodes, StreamDecoder, encode_chat, transcription_request
@@ -45,8 +46,7 @@ class Assistant:
         Raises:
           InputError: no text tokenizer, no sound tokens, or another speech tokenizer than in training.
         """
-        if language_model.tokenizer is None:
-            raise InputError("the language model has no text tokenizer; add its tokenizer files to the model folder")
+        _ = language_model.chat_tokenizer  # refuses a model without one
         if speech_tokenizer is not None:
             _check_pair(language_model, speech_tokenizer, allow_other_speech_tokenizer)
         self.language_model = language_model
@@ -70,11 +70,12 @@ class Assistant:
         self, audio: Audio | None = None, messages: Messages = (), *, max_new_tokens: int = 256, **options: Any
     ) -> Iterator[str]:
         """As ``reply``, in pieces of whole characters as they are written; joined they are what ``reply`` returns."""
-        tokenizer = self.language_model.tokenizer
+        tokenizer = self.language_model.chat_tokenizer
         prompt = encode_chat(tokenizer, self._conversation(audio, messages), add_generation_prompt=True).ids
         decoder = StreamDecoder(tokenizer)
+        options["stop_ids"] = stop_ids = self.language_model.chat_stop_ids(options.get("stop_ids"))
         for token in self.language_model.stream(prompt, max_new_tokens, **options):
-            if piece := decoder.push(token):
+            if token not in stop_ids and (piece := decoder.push(token)):
                 yield piece
         if piece := decoder.finish():
             yield piece
@@ -82,7 +83,7 @@ class Assistant:
     def transcribe(
         self, audio: Audio, *, language: str | None = "en", wording: int = 0, max_new_tokens: int = 256, **options: Any
     ) -> str:
-        """Asks the language model for the words.
+        """Asks the language model for the words; there are none (``""``) in a clip too short for one sound token.
 
         Args:
           audio: float32 [T] at 16 kHz or a file.
@@ -90,7 +91,10 @@ class Assistant:
           wording: which of the request's wordings (``text.prompts``).
           max_new_tokens, **options: as for ``reply``.
         """
-        request = transcription_request(*self.hear([audio]), language, wording)
+        (heard,) = self._heard([audio])
+        if not heard.codes:
+            return ""
+        request = transcription_request(heard, language, wording)
         return self._answer([{"role": "user", "content": request}], max_new_tokens, options)
 
     def hear(self, audio: Sequence[Audio]) -> list[SoundCodes]:
@@ -98,7 +102,16 @@ class Assistant:
 
         Raises:
           InputError: this assistant has no speech tokenizer, or what that refuses.
+          AudioError: a clip too short for one sound token; a model that is asked about nothing makes something up.
         """
+        heard = self._heard(audio)
+        for index, (clip, sound) in enumerate(zip(audio, heard)):
+            if not sound.codes:
+                name = clip if isinstance(clip, str | os.PathLike) else f"clip {index}"
+                raise AudioError(f"{name}: found too little sound for one sound token, expected at least one; record it again")
+        return heard
+
+    def _heard(self, audio: Sequence[Audio]) -> list[SoundCodes]:
         if self.speech_tokenizer is None:
             raise InputError("audio found, but this assistant has no speech tokenizer; give the model's own one")
         compressed = self.language_model.provenance.get("sound_form") == "compressed"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import zlib
 from typing import Literal
 
 from ichigo_jax.errors import InputError
 
+_ABBREVIATION = re.compile("[a-z]{2}")
 NON_SPEECH = -1  # among ``suppress_tokens``: brackets, notes and other signs that nobody says
 
 
@@ -17,7 +20,8 @@ class DecodingOptions:
 
     Attributes:
       task: "transcribe", or "translate" to English.
-      language: Whisper's abbreviation; None: the likeliest one at each clip's start.
+      language: Whisper's abbreviation, or what ``text.whisper.language_code`` makes one of, "English" say; None: the likeliest
+        one at each clip's start.
       temperature: 0 takes the likeliest tokens, above it they are sampled. Of several the next is tried where an answer fails
         a threshold.
       sample_len: the most tokens of an answer; None: half the decoder's context.
@@ -56,15 +60,24 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         if self.task not in ("transcribe", "translate"):
             raise InputError(f"task {self.task!r} found, expected transcribe or translate")
-        if not self.temperature or min(self.temperature) < 0:
-            raise InputError(f"temperature {self.temperature} found, expected at least one number, none below 0")
+        if not self.temperature or not all(0 <= temperature < math.inf for temperature in self.temperature):
+            raise InputError(f"temperature {self.temperature} found, expected at least one number, each of 0 or more")
         for name in ("sample_len", "best_of", "beam_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} found, expected at least 1")
-        if self.patience is not None and (self.beam_size is None or round(self.beam_size * self.patience) < 1):
+        for name in ("patience", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"):
+            if getattr(self, name) is not None and math.isnan(getattr(self, name)):
+                raise InputError(f"{name} {getattr(self, name)} found, expected a number, or None")
+        if self.patience is not None and (
+            self.beam_size is None or self.patience == math.inf or round(self.beam_size * self.patience) < 1
+        ):
             raise InputError(f"patience {self.patience} found with beam_size {self.beam_size}, expected a product of at least 1")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
             raise InputError(f"length_penalty {self.length_penalty} found, expected 0 to 1")
+        if self.language is not None and not _ABBREVIATION.fullmatch(self.language):
+            from ichigo_jax.text.whisper import language_code  # here: it takes seconds to import
+
+            object.__setattr__(self, "language", language_code(self.language))
 
     def group(self, temperature: float) -> int:
         """Answers to a clip that are followed at once."""

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from ichigo_jax.decoding import language_model as decoding_loop
 from ichigo_jax.decoding.loop import Decoding
-from ichigo_jax.decoding.sampling import GREEDY, Sampler, Sampling, checked, stacked
-from ichigo_jax.errors import InputError
+from ichigo_jax.decoding.sampling import GREEDY, SEEDS, Sampler, Sampling, check_seed, checked, stacked
+from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
 from ichigo_jax.inference.sizes import power_of_two
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model
+from ichigo_jax.models.folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.quantized_weights import Quantization
 from ichigo_jax.models.split import SplitModel, jit_model
@@ -29,7 +29,6 @@ from ichigo_jax.text import TextTokenizer, encode_chat
 
 SHORTEST_BUCKET, LONG_BUCKET = 32, 512
 FEWEST_STOPS = 4
-SEEDS = 1 << 32  # how many there are
 
 
 class LanguageModel:
@@ -60,11 +59,7 @@ class LanguageModel:
         self.provenance = dict(provenance or {})
         self._model = SplitModel(model)
         if tokenizer is not None:
-            vocab_size, sound = self.config.llama.vocab_size, self.config.sound
-            if tokenizer.size > vocab_size:
-                raise InputError(f"text tokenizer with {tokenizer.size} ids found, the model has {vocab_size}")
-            if tokenizer.sound != sound:
-                raise InputError(f"text tokenizer with sound tokens {tokenizer.sound} found, the model has {sound}")
+            check_tokenizer(config, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -74,7 +69,7 @@ class LanguageModel:
         quantize: Quantization | None = None,
         group_size: int | None = None,
     ) -> LanguageModel:
-        """Loads a model folder.
+        """Loads a model folder. A chat template that asks for the date is told the one that the model was trained with.
 
         Args:
           folder: as ``converters import`` or training wrote it.
@@ -85,6 +80,7 @@ class LanguageModel:
         Raises:
           InputError: not a whole language-model folder, or a quantisation that does not fit it.
         """
+        check_jaxlib()
         check_quantization(quantize, group_size)
         config = load_config(folder, "language_model", LanguageModelConfig)
         mesh = _host_mesh() if quantize else None  # the weights as they are may not fit where the quantised ones do
@@ -94,8 +90,8 @@ class LanguageModel:
         else:
             model.layers = unstack_layers(model.layers)
         texts = Path(folder) / TOKENIZER_FOLDER
-        tokenizer = TextTokenizer.from_folder(texts) if texts.is_dir() else None
-        return cls(model, config, tokenizer, read_json(Path(folder) / "provenance.json"))
+        tokenizer = TextTokenizer.from_folder(texts, recorded_chat_date(folder)) if texts.is_dir() else None
+        return cls(model, config, tokenizer, read_json(Path(folder) / PROVENANCE))
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -177,10 +173,38 @@ class LanguageModel:
         Raises:
           InputError: no text tokenizer, or what ``encode_chat`` and ``generate`` refuse.
         """
+        tokenizer = self.chat_tokenizer
+        prompts = [encode_chat(tokenizer, messages, add_generation_prompt=True).ids for messages in conversations]
+        options["stop_ids"] = stop_ids = self.chat_stop_ids(options.get("stop_ids"))
+        answers = self.generate(prompts, max_new_tokens, **options)
+        return [tokenizer.decode([token for token in ids if token not in stop_ids]) for ids in answers]
+
+    @property
+    def chat_tokenizer(self) -> TextTokenizer:
+        """The text tokenizer, without which there is no chat.
+
+        Raises:
+          InputError: the model has none.
+        """
         if self.tokenizer is None:
-            raise InputError("the language model has no text tokenizer; add its tokenizer files to the model folder")
-        prompts = [encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids for messages in conversations]
-        return [self.tokenizer.decode(ids) for ids in self.generate(prompts, max_new_tokens, **options)]
+            raise InputError(
+                "the language model has no text tokenizer; add its tokenizer files (tokenizer.json, tokenizer_config.json, "
+                "chat_template.jinja) to the model folder, as its folder tokenizer"
+            )
+        return self.tokenizer
+
+    def chat_stop_ids(self, stop_ids: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The tokens that end an answer in a chat.
+
+        A base model's own ids end texts, not turns, so what ends a turn in the tokenizer's chat template is added.
+
+        Args:
+          stop_ids: what the caller asks for instead.
+        """
+        if stop_ids is not None:
+            return tuple(stop_ids)
+        turn_end = self.chat_tokenizer.turn_end_id
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *([] if turn_end is None else [turn_end]))))
 
     def stream(
         self,
@@ -239,6 +263,19 @@ class LanguageModel:
                     raise InputError(f"prompt {number}: token id {token!r} found, expected 0 to {vocab_size - 1}")
 
 
+def check_tokenizer(config: LanguageModelConfig, tokenizer: TextTokenizer) -> None:
+    """Refuses a text tokenizer of another model.
+
+    Raises:
+      InputError: more ids than the model has, or other sound tokens.
+    """
+    vocab_size, sound = config.llama.vocab_size, config.sound
+    if tokenizer.size > vocab_size:
+        raise InputError(f"text tokenizer with {tokenizer.size} ids found, the model has {vocab_size}")
+    if tokenizer.sound != sound:
+        raise InputError(f"text tokenizer with sound tokens {tokenizer.sound} found, the model has {sound}")
+
+
 def _host_mesh() -> Mesh | None:
     """The host's first CPU, or None where JAX was told to use accelerators alone."""
     try:
@@ -290,8 +327,8 @@ def _seeds(seed: int | Sequence[int], prompts: int, rows: int) -> np.ndarray:
     """uint32 [rows], checked."""
     single = isinstance(seed, int | np.integer)
     given = [int(seed)] if single else [int(each) for each in seed]
-    if wrong := [each for each in given if not 0 <= each < SEEDS]:
-        raise InputError(f"seed {wrong[0]} found, expected 0 to {SEEDS - 1}")
+    for each in given:
+        check_seed(each)
     if not single and len(given) != prompts:
         raise InputError(f"{len(given)} seeds found for {prompts} prompts, expected one for all or one for each")
     of_prompts = [(given[0] + number) % SEEDS for number in range(prompts)] if single else given

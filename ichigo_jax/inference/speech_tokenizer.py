@@ -18,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 from ichigo_jax.audio.ahead import map_ahead
 from ichigo_jax.audio.decode import SAMPLE_RATE, check_clip, load_audio
 from ichigo_jax.audio.split import SEARCH_SECONDS, TARGET_SECONDS, WINDOW_SECONDS, split_at_silences
-from ichigo_jax.errors import InputError
+from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
@@ -111,6 +111,7 @@ class SpeechTokenizer:
         Raises:
           InputError: not a folder of a speech tokenizer, or one that is not whole.
         """
+        check_jaxlib()
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype {dtype!r} found, expected float32 or bfloat16")
         folder = Path(folder)
@@ -199,7 +200,7 @@ class SpeechTokenizer:
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
 
     def transcribe(self, audio: Sequence[Audio], language: str | None = "en", **options) -> list[str]:
-        """What is said, as the decoder hears it through the codes.
+        """What is said, as the decoder hears it through the codes; nothing (``""``) in a clip too short for one code.
 
         Args:
           audio: 1-D float arrays at 16 kHz, or files.
@@ -241,7 +242,12 @@ class SpeechTokenizer:
                 if detected and piece.first:
                     language = detected[row]
                 languages.append(language)
-            return transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
+            found = transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
+            # A decoder that hears nothing of the speaker makes something up.
+            return [
+                result if self.config.code_count(len(piece.samples)) else dataclasses.replace(result, tokens=(), text="")
+                for piece, result in zip(batch.pieces, found)
+            ]
 
         return self._each_clip(audio, min(self._context_seconds, TARGET_SECONDS), start, finish)
 

@@ -25,11 +25,12 @@ from jax.sharding import Mesh
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models import stored_arrays
+from ichigo_jax.models import array_faults, stored_arrays
 from ichigo_jax.parallel import hosts, named_sharding
 from ichigo_jax.storage import read_json, whole, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
+PROVENANCE = "provenance.json"
 
 
 @contextlib.contextmanager
@@ -52,13 +53,16 @@ def new_model(
       provenance: where the weights come from; the versions of this package and jax are added.
       tokenizer_folder: a Hugging Face tokenizer folder to copy in, or None.
       replace: whether an existing folder is replaced.
+
+    Raises:
+      InputError: the folder exists, or cannot be written.
     """
-    with whole(folder, replace) as partial:
+    with array_faults.writing(folder), whole(folder, replace) as partial:
         partial.mkdir()
         yield stored_arrays.create(partial, arrays)
         write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
         versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
-        write_json(partial / "provenance.json", {**provenance, "versions": versions})
+        write_json(partial / PROVENANCE, {**provenance, "versions": versions})
         if tokenizer_folder is not None:
             shutil.copytree(tokenizer_folder, partial / TOKENIZER_FOLDER)
 
@@ -116,6 +120,17 @@ def load_config(folder: str | os.PathLike, kind: str, cls: type) -> Any:
     if found != kind:
         raise InputError(f"{path}: expected a model of kind {kind!r}, found {found!r} (convert foreign formats first)")
     return configuration.from_dict(cls, values, str(path))
+
+
+def recorded_chat_date(folder: str | os.PathLike) -> str | None:
+    """The date that a language model's chat template was told in training; None where the model folder records none.
+
+    Raises:
+      InputError: a ``provenance.json`` with something else than a date.
+    """
+    file = Path(folder) / PROVENANCE
+    date = read_json(file).get("chat_date") if file.exists() else None
+    return None if date is None else configuration.checked_date(date, f"{file}: chat_date")
 
 
 def load_model(

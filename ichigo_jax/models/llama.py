@@ -42,6 +42,8 @@ class RopeScaling:
     original_max_position_embeddings: int
 
     def __post_init__(self):
+        if not 0 < self.factor < math.inf:
+            raise InputError(f"factor {self.factor} of the rotary scaling found, expected a positive number")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise InputError(
                 f"low_freq_factor {self.low_freq_factor} and high_freq_factor {self.high_freq_factor} found, "
@@ -77,8 +79,9 @@ class LlamaConfig:
             "num_hidden_layers",
             "num_key_value_heads",
             "rms_norm_eps",
+            "rope_theta",
         ):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:  # NaN is no such number either
                 raise InputError(f"{name} {getattr(self, name)} found, expected a positive number")
         if self.num_attention_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise InputError(

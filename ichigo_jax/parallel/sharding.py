@@ -1,6 +1,6 @@
 """Logical axes, the one table that maps them to mesh axes, and what follows from it.
 
-A parameter names its axes where it is declared (``models/modules.py``), an activation where it is constrained. Nothing
+A parameter names its axes where it is declared (``models/declare.py``), an activation where it is constrained. Nothing
 else in the project speaks of mesh axes.
 """
 

@@ -83,6 +83,7 @@ def write_corpus(output: Path, utterances: int, heldout_sentences: int, seed: in
     """
     if utterances < 1:
         raise errors.InputError(f"--utterances: found {utterances}, expected at least 1")
+    storage.check_output(output)
     training, heldout = split_requests(heldout_sentences, seed)
     sets = {
         "train": (itertools.islice(itertools.cycle(training), utterances), TRAINING_VOICES),

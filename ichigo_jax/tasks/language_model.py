@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
@@ -22,16 +23,16 @@ from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.row_formats import Format, RowEncoder, RowFormat
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
-from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.inference.language_model import LanguageModel, check_tokenizer
 from ichigo_jax.models import lora
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, save_model
+from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, whole
 from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
-from ichigo_jax.tasks.task import Scalars, check_equal
-from ichigo_jax.text.chat import SoundCodes
+from ichigo_jax.tasks.task import Scalars, check_equal, check_evaluation, check_weights
+from ichigo_jax.text.chat import encode_chat
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.training.losses import count_targets, vocabulary_loss
 from ichigo_jax.training.run_config import RunConfig
@@ -100,6 +101,17 @@ class EvaluationSet:
     limit: int
     max_new_tokens: int
 
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens {self.max_new_tokens} found, expected at least 1")
+
+
+class HeldOut(NamedTuple):
+    """A row of an evaluation set: what is asked, as messages, and the answer that is expected."""
+
+    request: list[dict[str, Any]]
+    answer: str
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageData:
@@ -111,14 +123,26 @@ class LanguageData:
       sound_form: "plain", or "compressed": runs of equal codes become a duration and one code.
       speech_tokenizer: the model folder whose codes the data holds; its fingerprint goes into the trained model's
         provenance.
+      chat_date: what a chat template that asks for today's date is told, as "2026-11-27"; the same on every day of the run, and
+        recorded in the trained model, which is told it again in answering. None: the date of the model that the run starts
+        from, or 2024-07-26 (``text.chat_template``) where that has none.
     """
 
     length: int
     packing: bool
     sound_form: Literal["plain", "compressed"]
     speech_tokenizer: str
+    chat_date: str | None
     sources: tuple[Source, ...]
     evaluation: tuple[EvaluationSet, ...]
+
+    def __post_init__(self):
+        if self.chat_date is not None:
+            configuration.checked_date(self.chat_date, "chat_date")
+        if self.length < 2:
+            raise InputError(f"length {self.length} found, expected at least 2 ids: one is predicted from those before it")
+        check_weights([source.weight for source in self.sources])
+        check_evaluation(self.evaluation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +162,8 @@ class LanguageObjective:
     def __post_init__(self):
         if self.loss_chunk is not None and self.loss_chunk < 1:
             raise InputError(f"loss_chunk {self.loss_chunk} found, expected a positive number of tokens or None")
-        if self.z_loss < 0:
-            raise InputError(f"z_loss {self.z_loss} found, expected 0 or more")
+        if not 0 <= self.z_loss < math.inf:
+            raise InputError(f"z_loss {self.z_loss} found, expected a finite number, 0 or more")
 
 
 class LanguageModelTask:
@@ -156,33 +180,70 @@ class LanguageModelTask:
             network = self.starting.llama
             self.model_config = LanguageModelConfig(network, None, (), network.vocab_size).padded_to(max(1, config.mesh.tensor))
             return
+        if workdir is None:
+            self.model_config = self._read_model_config()
+            return
+        self.read_model()
+        self._read_data(workdir)
+
+    def read_model(self) -> None:
         self.model_config = self._read_model_config()
-        if workdir is not None:
-            self._read_data(workdir)
+        check_tokenizer(self.model_config, self.tokenizer)
+        self._listener = self._read_listener()
 
     def _read_model_config(self) -> LanguageModelConfig:
         init_from, expected = self.config.init_from, self.starting.llama
         if init_from is None:
             new = configuration.from_dict(NewModel, self.config.model, "config.model")
             self.tokenizer_folder = Path(new.text_tokenizer)
-            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+            self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder, self.data.chat_date)
             return _model_config(new, self.tokenizer)
         self.tokenizer_folder = Path(init_from) / TOKENIZER_FOLDER
-        self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder)
+        self.tokenizer = TextTokenizer.from_folder(self.tokenizer_folder, self.data.chat_date or recorded_chat_date(init_from))
         found = load_config(init_from, KIND, LanguageModelConfig)
         if expected is not None:
             check_equal(init_from, found.llama, expected, but=("vocab_size",))
         if self.starting.adapter is not None:
             lora.check_fits(self.starting.adapter, found.llama)
-        return found
+        # Whatever ends the texts and turns of training ends those of the trained model; a base model has not all of them.
+        ends = dict.fromkeys((*found.eos_token_ids, *self.tokenizer.eos_ids))
+        return dataclasses.replace(found, eos_token_ids=tuple(ends))
 
     def _read_data(self, workdir: Path) -> None:
-        fingerprint = read_json(Path(self.data.speech_tokenizer) / "provenance.json")["fingerprint"]
-        self.speech_tokenizer = {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
-        columns = ("tokens", "answer")
-        self._evaluation = [(item, read_first_rows(item.path, columns, item.limit)) for item in self.data.evaluation]
+        if self.tokenizer.chat_date is not None and hosts.is_first():
+            print(f"the chat template is told the date {self.tokenizer.chat_date} (data.chat_date)", file=sys.stderr)
+        self.faults_file = workdir / "skipped_rows.jsonl"
+        self._evaluation = [(item, self._held_out(item)) for item in self.data.evaluation]
         encoders = [self._encoder(source) for source in self.data.sources]
         self._sources = [self._rows(*each, workdir) for each in zip(self.data.sources, encoders)]
+
+    def _read_listener(self) -> dict[str, str]:
+        """What the provenance says of the speech tokenizer whose codes the data holds."""
+        path = Path(self.data.speech_tokenizer) / "provenance.json"
+        found = read_json(path)
+        fingerprint = found.get("fingerprint") if isinstance(found, dict) else None
+        if not isinstance(fingerprint, str):
+            raise InputError(f"{path}: no fingerprint found, expected the provenance of a speech tokenizer's model folder")
+        return {"speech_tokenizer": self.data.speech_tokenizer, "speech_tokenizer_fingerprint": fingerprint}
+
+    def _held_out(self, item: EvaluationSet) -> list[HeldOut]:
+        """Rows of an evaluation set. Encodes each once, so that a row that cannot be used ends the run before its first step."""
+        format = RowFormat("instruction", None, None, self._compressed)
+        encoder = RowEncoder(format, self.tokenizer, self.data.length, self.objective.predict)
+        context = self.model_config.llama.max_position_embeddings
+
+        def read(row: Mapping[str, Any]) -> HeldOut:
+            held_out = HeldOut(*encoder.request_and_answer(row))
+            ids = encode_chat(self.tokenizer, held_out.request, add_generation_prompt=True).ids
+            if len(ids) >= context:
+                raise InputError(f"a request of {len(ids)} ids found, the model's context is {context}; leave the row out")
+            return held_out
+
+        return read_first_rows(item.path, format.columns, item.limit, read)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(_measure(item) for item in self.data.evaluation)
 
     @property
     def _compressed(self) -> bool:
@@ -194,7 +255,7 @@ class LanguageModelTask:
 
     def _rows(self, source: Source, encoder: RowEncoder, workdir: Path) -> Rows:
         first_process = hosts.is_first()
-        faults = FaultLog(workdir / "skipped_rows.jsonl" if first_process else None)
+        faults = FaultLog(self.faults_file if first_process else None)
         with hosts.first_alone(f"encoded {source.path}"):
             examples = encode_rows(source.path, encoder, workdir / "encoded", faults, progress=first_process)
         length = self.data.length
@@ -254,18 +315,18 @@ class LanguageModelTask:
         return source_report(metrics, [source.path for source in self.data.sources])
 
     def evaluate(self, model: Llama) -> dict[str, float]:
-        language_model = LanguageModel(self._merged(model), self.model_config, self.tokenizer, self.speech_tokenizer)
+        language_model = LanguageModel(self._merged(model), self.model_config, self.tokenizer, self._listener)
         values = {}
         for item, rows in self._evaluation:
-            requests = [[{"role": "user", "content": [SoundCodes(row["tokens"], self._compressed)]}] for row in rows]
-            answers = language_model.answer(requests, item.max_new_tokens)
-            values[f"{item.name}/answers_exact"] = exact_fraction([row["answer"] for row in rows], answers)
+            answers = language_model.answer([row.request for row in rows], item.max_new_tokens)
+            values[_measure(item)] = exact_fraction([row.answer for row in rows], answers)
         return values
 
-    def save(self, model: Llama, folder: Path) -> None:
+    def save(self, model: Llama, folder: Path, origin: Mapping[str, Any]) -> None:
         """Writes the model folder; that of a model with an adapter holds it beside the merged weights."""
-        origin = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "sound_form": self.data.sound_form}
-        provenance = {**origin, **self.speech_tokenizer}
+        of_data = {"init_from": self.config.init_from, "sound_form": self.data.sound_form, **self._listener}
+        dated = {} if self.tokenizer.chat_date is None else {"chat_date": self.tokenizer.chat_date}
+        provenance = {**origin, **of_data, **dated}
         with hosts.first_enters(whole(folder), "saved all of a model folder") as partial:
             target = partial or folder  # of which the other processes make no use
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
@@ -276,6 +337,10 @@ class LanguageModelTask:
     def _merged(self, model: Llama) -> Llama:
         """What training leaves: the model itself, or its adapter added to its weights."""
         return model if self.starting.adapter is None else lora.merged(model, self.starting.base_dtype)
+
+
+def _measure(item: EvaluationSet) -> str:
+    return f"{item.name}/answers_exact"
 
 
 def _described(path: str, examples: EncodedExamples, rows: int, length: int) -> str:

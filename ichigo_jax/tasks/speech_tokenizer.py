@@ -7,6 +7,7 @@ choice, the divergence from Whisper's own predictions (``ichigo_asr``'s phase 1)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,11 @@ from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
-from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
+from ichigo_jax.data.speech import Layout, SpeechExamples, check_clips, read_transcripts
 from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.text import error_rates
-from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
+from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
 from ichigo_jax.models.folder import fingerprint, load_config, load_model, save_model
 from ichigo_jax.models.quantizer import Quantizer
 from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizerConfig, SpeechTokenizerModel
@@ -33,12 +34,13 @@ from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import hosts, replicated
 from ichigo_jax.storage import read_json
 from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
-from ichigo_jax.tasks.task import Scalars, check_equal
+from ichigo_jax.tasks.task import Scalars, check_equal, check_evaluation, check_weights
 from ichigo_jax.text.whisper import WhisperText
 from ichigo_jax.training.losses import count_rows, count_targets, cross_entropy_sums, divergence_sum, token_cross_entropy
 from ichigo_jax.training.run_config import RunConfig
 
 KIND = "speech_tokenizer"
+ERROR_RATES = ("wer", "cer")  # what ``error_rates`` gives
 # Numbers of the quantiser that a run may set otherwise than the model that it starts from.
 OF_TRAINING = (
     "codebook_decay",
@@ -92,6 +94,12 @@ class SpeechData:
     sources: tuple[Source, ...]
     evaluation: tuple[EvaluationSet, ...]
 
+    def __post_init__(self):
+        if self.text_length < 1:
+            raise InputError(f"text_length {self.text_length} found, expected at least 1")
+        check_weights([source.weight for source in self.sources])
+        check_evaluation(self.evaluation)
+
 
 @dataclasses.dataclass(frozen=True)
 class SpeechObjective:
@@ -109,6 +117,14 @@ class SpeechObjective:
     noise_weight: float
     noise_snr_db: tuple[float, ...]
 
+    def __post_init__(self):
+        for name in ("kl_weight", "noise_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} {getattr(self, name)} found, expected a finite number, 0 or more")
+        ratios = self.noise_snr_db
+        if len(ratios) != 2 or not -math.inf < ratios[0] <= ratios[1] < math.inf:
+            raise InputError(f"noise_snr_db {ratios} found, expected the lowest and the highest, both finite")
+
 
 class SpeechTokenizerTask:
     """See ``tasks.task.Task``."""
@@ -120,16 +136,33 @@ class SpeechTokenizerTask:
         self.objective = configuration.from_dict(SpeechObjective, config.objective, "config.objective")
         self._check_objective()
         if workdir is not None:
+            self.read_model()
             self._read_data(workdir)
 
-    def _read_data(self, workdir: Path) -> None:
+    def read_model(self) -> None:
         self.text = WhisperText.from_folder(self.data.text_tokenizer)
         if self.text.size > self.model_config.whisper.n_vocab:
             n_vocab = self.model_config.whisper.n_vocab
             raise InputError(f"{self.data.text_tokenizer}: ids up to {self.text.size - 1}, expected fewer than n_vocab {n_vocab}")
-        faults = FaultLog(hosts.own_file(workdir / "skipped_clips.jsonl"))
+
+    def _read_data(self, workdir: Path) -> None:
+        self.faults_file = hosts.own_file(workdir / "skipped_clips.jsonl")
+        faults = FaultLog(self.faults_file)
         self._sources = [self._examples(source, faults) for source in self.data.sources]
-        self._evaluation = [(item, read_transcripts(item.path)[: item.limit]) for item in self.data.evaluation]
+        self._evaluation = [(item, self._held_out(item)) for item in self.data.evaluation]
+
+    def _held_out(self, item: EvaluationSet) -> list[dict[str, Any]]:
+        """Rows of an evaluation set. Decodes each clip once, so that a bad clip ends the run before its first step."""
+        self.text.prompt_in(item.language)  # refuses a language that the vocabulary lacks
+        rows = read_transcripts(item.path)[: item.limit]
+        check_clips(item.path, rows, MAX_SECONDS, MAX_BYTES)
+        return rows
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        if not self.objective.bottleneck:
+            return ()
+        return tuple(f"{item.name}/{rate}" for item in self.data.evaluation for rate in ERROR_RATES)
 
     def _check_objective(self) -> None:
         objective, frozen = self.objective, self.config.optimizer.frozen
@@ -139,8 +172,6 @@ class SpeechTokenizerTask:
             raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
         if objective.kl_weight and "whisper" not in frozen:
             raise InputError(f"kl_weight {objective.kl_weight} found with frozen {frozen}, expected 'whisper' in it: it teaches")
-        if len(objective.noise_snr_db) != 2:
-            raise InputError(f"noise_snr_db {objective.noise_snr_db} found, expected the lowest and the highest")
 
     def _examples(self, source: Source, faults: FaultLog) -> SpeechExamples:
         data = self.data
@@ -260,9 +291,9 @@ class SpeechTokenizerTask:
             values |= {f"{item.name}/{name}": rate for name, rate in rates.items()}
         return values
 
-    def save(self, model: SpeechTokenizerModel, folder: Path) -> None:
+    def save(self, model: SpeechTokenizerModel, folder: Path, origin: Mapping[str, Any]) -> None:
         state = nnx.to_pure_dict(nnx.state(model))
-        provenance = {"trained_by": "ichigo_jax.train", "init_from": self.config.init_from, "fingerprint": fingerprint(state)}
+        provenance = {**origin, "init_from": self.config.init_from, "fingerprint": fingerprint(state)}
         save_model(folder, KIND, self.model_config, state, provenance, self.data.text_tokenizer)
 
     def _heard(self, batch: Mapping[str, jax.Array]) -> jax.Array:

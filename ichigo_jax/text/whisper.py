@@ -24,6 +24,25 @@ SIGNS = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *"<< >> <<< >>> -- --- -( -[ (
 NOTES = "♩♪♫♬♭♮♯"
 
 
+def language_code(language: str) -> str:
+    """Whisper's abbreviation of a language by its name or abbreviation: ``"EN"``, ``"English"`` -> ``"en"``.
+
+    An abbreviation that Whisper does not have comes back as it is: a vocabulary of one's own may have it.
+
+    Raises:
+      InputError: neither a name that Whisper has nor two or three letters.
+    """
+    name = language.strip().lower()
+    if re.fullmatch("[a-z]{2}", name):
+        return name
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE  # here: it takes seconds to import
+
+    code = TO_LANGUAGE_CODE.get(name, name)
+    if not re.fullmatch("[a-z]{2,3}", code):
+        raise InputError(f"language {language!r} found, expected an abbreviation or name that Whisper has, such as en or English")
+    return code
+
+
 class WhisperText:
     """Text to ids of a Whisper decoder and back.
 
@@ -64,13 +83,14 @@ class WhisperText:
         """Start, language, task and no timestamps, those of them that the vocabulary has.
 
         Args:
-          language: Whisper's abbreviation, such as "en" or "vi".
+          language: as ``language_code`` takes it, such as "en" or "Vietnamese".
           task: "transcribe" or "translate".
 
         Raises:
           InputError: a language other than English, or translation, that the vocabulary does not have.
         """
         added = self._tokenizer.added
+        language = language_code(language)
         task_name = TRANSLATE if task == "translate" else TRANSCRIBE
         names = [NO_TIMESTAMPS] if self.end == ENGLISH_ONLY_END else [LANGUAGE.format(language), task_name, NO_TIMESTAMPS]
         found = [name for name in names if name in added]

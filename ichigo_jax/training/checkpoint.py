@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,11 +22,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.array_faults import reason, say_once
 from ichigo_jax.parallel import hosts
 from ichigo_jax.training.state import TrainState
 
 BUCKET = "gs://"  # how the address of a folder in a bucket begins
 COMMIT = "commit_success.txt"  # the file that Orbax adds to a checkpoint in a bucket when it is whole
+METRICS = "metrics"  # the folder in a checkpoint, and the file in that, where Orbax looks for what ranks it
 UNREADABLE = ".unreadable"  # what is added to the name of a checkpoint that is damaged
 
 
@@ -53,7 +57,7 @@ def check_address(address: str | None) -> None:
     try:
         storage.Client().get_bucket(bucket)
     except Exception as error:  # of the network, of credentials, of the bucket's rights: each library's own
-        raise InputError(f"{found}, but the bucket cannot be reached: {_reason(error)}") from error
+        raise InputError(f"{found}, but the bucket cannot be reached: {reason(error)}") from error
 
 
 class Resumed(NamedTuple):
@@ -65,7 +69,7 @@ class Resumed(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; a context manager, which waits at its end until what was saved is whole.
 
     Args:
       folder: where they lie, or gs://BUCKET/FOLDER, which ``check_address`` has seen.
@@ -75,6 +79,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, kept: int, keep_every: int, best: str | None):
+        say_once()
         policies = [managers.LatestN(kept)]
         if keep_every:
             policies.append(managers.EveryNSteps(keep_every))
@@ -90,11 +95,10 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=not in_bucket,  # of a bucket's folder that would remove whatever is no checkpoint
         )
-        handlers = lambda: {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}  # noqa: E731
         self._faults = Exception if in_bucket else (OSError, ValueError)  # each library below has its own for a network
         with self._told_of_faults(f"{folder}: checkpoints cannot be listed"):
             where = folder if in_bucket else Path(folder).absolute()
-            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers())
+            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=_handlers())
             self._folder = self._manager.directory
             if in_bucket and hosts.is_first() and self._folder.exists():
                 for path in self._folder.iterdir():
@@ -103,16 +107,28 @@ class Checkpoints:
         # Each process reads its parts without waiting for the others, since what one cannot read another may.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers()), multiprocessing_options=alone)
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()), multiprocessing_options=alone)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _, error: BaseException | None, *__) -> None:
+        try:
+            self.close()
+        except InputError as fault:
+            if error is None:
+                raise
+            if str(fault) != str(error):  # the first error ends the run, and the second is told of
+                print(f"error: {fault}", file=sys.stderr)
 
     def save(self, state: TrainState, step: int, data: dict[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Saves in the background.
+        """Saves in the background; does nothing where there is one of this step.
 
         Args:
           state: all of it.
           step: how many steps it has behind it.
           data: what the loader needs to go on, as JSON.
-          metrics: what was measured after this step; one without the metric of ``best`` is never the best.
+          metrics: what is known of this step already; see ``rank``.
 
         Raises:
           InputError: this one, or the one before it, could not be written (a full disk); those before are as they were.
@@ -120,8 +136,37 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), data=ocp.args.JsonSave(data))
             with self._told_of_faults(self._not_written):
-                ranked = {self._best: float(metrics[self._best])} if self._best in metrics else None
-                self._manager.save(step, args=arguments, metrics=ranked)
+                self._manager.save(step, args=arguments, metrics=self._ranked(metrics))
+
+    def rank(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds to a saved checkpoint what was measured after it was saved; takes effect when the next one is saved.
+
+        Waits until it is whole. A checkpoint without the metric of ``best``, or where that is not finite, is never the best.
+
+        Args:
+          step: of the checkpoint.
+          metrics: what was measured after this step; without the metric of ``best`` nothing happens.
+
+        Raises:
+          InputError: as ``save``.
+        """
+        ranked = self._ranked(metrics)
+        if ranked is None:
+            return
+        with self._told_of_faults(self._not_written):
+            self._manager.wait_until_finished()
+            if hosts.is_first():
+                folder = self._folder / str(step) / METRICS
+                folder.mkdir(exist_ok=True)
+                partial = folder / "partial"
+                partial.write_text(json.dumps(ranked))
+                partial.replace(folder / METRICS)
+            hosts.wait_for_all(f"checkpoint {step} is ranked")
+            self._manager.reload()
+
+    def _ranked(self, metrics: Mapping[str, Any]) -> dict[str, float] | None:
+        value = float(metrics.get(self._best, math.nan))
+        return {self._best: value} if math.isfinite(value) else None
 
     def restore(self, target: TrainState) -> Resumed | None:
         """The newest checkpoint, in the shapes, dtypes and shardings of ``target``; None where there is none.
@@ -137,13 +182,13 @@ class Checkpoints:
         for step in steps:
             found = None
             try:
-                self._check_fits(self._manager.item_metadata(step).state, target, step)
+                check_fits(self._manager.item_metadata(step).state, vars(target), self._folder / str(step))
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(vars(target)), data=ocp.args.JsonRestore())
                 found = self._reader.restore(self._folder / str(step), args=arguments)
             except InputError:
                 raise
             except Exception as error:  # a damaged file shows in as many ways as there are libraries below
-                print(f"{self._folder / str(step)} cannot be read ({_reason(error)})", file=sys.stderr)
+                print(f"{self._folder / str(step)} cannot be read ({reason(error)})", file=sys.stderr)
             if not hosts.largest(found is None):
                 return Resumed(step, TrainState(**found.state), found.data)
             self._set_aside(step)
@@ -175,20 +220,8 @@ class Checkpoints:
         Raises:
           InputError: as ``save``.
         """
-        with self._told_of_faults(self._not_written):
-            self._manager.wait_until_finished()
-        self._manager.close()
-        self._reader.close()
-
-    def _check_fits(self, stored: Any, target: TrainState, step: int) -> None:
-        found, expected = _shapes(stored), _shapes(vars(target))
-        faults = [f"{name} is not in it" for name in sorted(expected.keys() - found.keys())]
-        faults += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
-        for name in sorted(found.keys() & expected.keys()):
-            if found[name] != expected[name]:
-                faults.append(f"{name} has shape {found[name]}, expected {expected[name]}")
-        if faults:
-            raise InputError(f"{self._folder}/{step} does not fit this config: {'; '.join(faults[:4])}")
+        with contextlib.closing(self._reader), self._told_of_faults(self._not_written):
+            self._manager.close()
 
     def _set_aside(self, step: int) -> None:
         folder = self._folder / str(step)
@@ -211,11 +244,32 @@ class Checkpoints:
         except InputError:
             raise
         except self._faults as error:
-            raise InputError(f"{what}: {_reason(error)}") from error
+            raise InputError(f"{what}: {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
+def check_fits(stored: Mapping[str, Any], target: Mapping[str, Any], where: Any) -> None:
+    """Refuses a checkpoint whose arrays are not those of ``target``.
+
+    Args:
+      stored: what Orbax says of them.
+      target: what they should be, by the same names.
+      where: the checkpoint.
+
+    Raises:
+      InputError: arrays missing, unknown or of another shape; the message names the first few.
+    """
+    found, expected = _shapes(stored), _shapes(target)
+    faults = [f"{name} is not in it" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(found.keys() & expected.keys()):
+        if found[name] != expected[name]:
+            faults.append(f"{name} has shape {found[name]}, expected {expected[name]}")
+    if faults:
+        raise InputError(f"{where} does not fit this config: {'; '.join(faults[:4])}")
+
+
+def _handlers() -> dict[str, Any]:
+    return {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -45,9 +45,14 @@ def divergence_sum(logits: jax.Array, teacher_logits: jax.Array, targets: jax.Ar
     return jnp.where(counted.any(-1, keepdims=True), divergence, 0.0).sum()
 
 
+def count_examples(targets: jax.Array) -> jax.Array:
+    """Number of rows with a target, as an int32 scalar: a row whose clip or text cannot be used has none."""
+    return (targets != IGNORE).any(-1).sum()
+
+
 def count_rows(targets: jax.Array) -> jax.Array:
     """Number of rows with a target, at least 1, as a float32 scalar."""
-    return jnp.maximum((targets != IGNORE).any(-1).sum(), 1).astype(jnp.float32)
+    return jnp.maximum(count_examples(targets), 1).astype(jnp.float32)
 
 
 def count_targets(targets: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import optax
 
 from ichigo_jax.models.declare import cast_params
 from ichigo_jax.parallel import hosts
-from ichigo_jax.storage import whole
+from ichigo_jax.storage import whole, writing
 from ichigo_jax.training.trackers import Tracker
 
 
@@ -31,22 +31,37 @@ class MetricsLog:
       step: the step that the run resumes from; what an interrupted run logged after it is dropped, since those steps
         are taken again.
       trackers: which get the same metrics (``trackers.make_trackers``).
+
+    Raises:
+      InputError: here and in ``write``, the file cannot be written.
     """
 
     def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()):
         self.path, self._trackers = path, trackers
         self.active = hosts.is_first()
+        self._last_step: set[str] = set()  # the fields that the file has of ``step``
         if self.active and path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
             kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self._last_step = {name for row in map(json.loads, kept) if row["step"] == step for name in row}
             with whole(path, replace=True) as partial:
                 partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Whether the file has not all of these fields of the step that the run resumes from; False on the other hosts."""
+        return self.active and not self._last_step.issuperset(names)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line."""
         if self.active:
             rounded = {name: round(float(value), 6) for name, value in values.items()}
-            with self.path.open("a", encoding="utf-8") as file:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **rounded}) + "\n")
             for tracker in self._trackers:
                 tracker.write(step, rounded)

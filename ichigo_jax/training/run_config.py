@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import hosts
-from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage import read_json, write_json, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,15 @@ class OptimizerConfig:
     weight_decay_on: Literal["matrices", "all", "all_but_norms_and_embeddings"]
     clip_norm: float
     frozen: tuple[str, ...]
+
+    def __post_init__(self):
+        for name in ("learning_rate", "embedding_rate", "warmup_from", "decay_to", "eps", "weight_decay"):
+            _check(self, name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
+        for name in ("b1", "b2"):
+            _check(self, name, 0 <= getattr(self, name) < 1, "from 0 to less than 1")
+        _check(self, "linear_rate_width", self.linear_rate_width is None or self.linear_rate_width > 0, "more than 0, or None")
+        _check(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
+        _check(self, "clip_norm", self.clip_norm > 0, "more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +111,9 @@ class TrainConfig:
             raise InputError(f"spike_factor {self.spike_factor} found, expected more than 1 or None")
         if self.spike_window < 1:
             raise InputError(f"spike_window {self.spike_window} found, expected a positive number of steps")
+        _check(self, "steps", self.steps >= 1, "at least 1")
+        _check(self, "stop_after_skipped", self.stop_after_skipped >= 1, "at least 1")
+        _check(self, "roll_backs", self.roll_backs >= 0, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +128,14 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """What a run writes and how often, in steps; 0 is never. The last step is always logged, evaluated and saved.
+    """What a run writes and how often, in steps; 0 is never. The last step is always logged, saved and evaluated.
 
     Attributes:
       checkpoints_kept: how many of the newest stay.
       checkpoint_kept_every: checkpoints of steps that are multiples of it stay for good.
-      checkpoint_best: a metric that is logged at the steps of checkpoints ("heldout/wer", "loss"): the checkpoint with the lowest
-        stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
+      evaluate_every: a checkpoint is saved before each evaluation.
+      checkpoint_best: a metric of an evaluation, or one logged at the steps of checkpoints ("heldout/wer", "loss"): the one
+        with the lowest stays as well, after "-" ("-heldout/answers_exact") the one with the highest; None: no such.
       checkpoints_in: the folder of the checkpoints, which all hosts share, or "gs://BUCKET/FOLDER"; None: WORKDIR/checkpoints.
       tensorboard: whether metrics also go to event files in the workdir.
       wandb: the Weights & Biases project that metrics also go to, or None.
@@ -141,6 +156,9 @@ class OutputConfig:
     def __post_init__(self):
         if self.stall_seconds < 0:
             raise InputError(f"stall_seconds {self.stall_seconds} found, expected seconds, or 0 for no watching")
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "checkpoint_kept_every"):
+            _check(self, name, getattr(self, name) >= 0, "a number of steps, or 0 for never")
+        _check(self, "checkpoints_kept", self.checkpoints_kept >= 1, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +183,16 @@ class RunConfig:
     mesh: MeshConfig
     output: OutputConfig
 
+    def __post_init__(self):
+        _check(self, "seed", 0 <= self.seed < SEEDS, f"from 0 to {SEEDS - 1}")
+
+
+def _check(config: Any, name: str, fine: bool, expected: str) -> None:
+    if not fine:
+        raise InputError(f"{name} {getattr(config, name)} found, expected {expected}")
+
+
+SEEDS = 1 << 32  # so many there are: JAX's random keys take no more without 64-bit integers
 
 # A resumed run may be laid out over other devices and may log and save at another pace; anything else is another run.
 MAY_CHANGE = ("mesh.", "output.")
@@ -224,11 +252,23 @@ def import_file(path: Path) -> ModuleType:
 
 
 def check_workdir(workdir: Path, config: RunConfig) -> None:
-    """Refuses a workdir that belongs to another run.
+    """Refuses a workdir that belongs to another run or that cannot be written; leaves no trace.
 
     Raises:
-      InputError: another config started this workdir; the message names the fields that differ.
+      InputError: another config started this workdir, where the message names the fields that differ; or the workdir, or what
+        it lies in, is a file or may not be written.
     """
+    try:
+        os.lstat(workdir)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"--workdir {workdir}: {error.strerror}; choose another --workdir") from None
+    there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise InputError(f"--workdir {workdir}: {there} is no folder; choose another --workdir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir {workdir}: {there} may not be written by this user; choose another --workdir")
     path = workdir / "config.json"
     if path.exists():
         check_same(read_json(path), config, f"{workdir}: another config started this workdir", "choose another --workdir")
@@ -261,11 +301,17 @@ def as_json(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(configuration.to_dict(config)))
 
 
+def origin(config: RunConfig, workdir: Path, step: int) -> dict[str, Any]:
+    """What the provenance of a trained model says of the run and of the step whose parameters it has."""
+    return {"trained_by": "ichigo_jax.train", "workdir": str(workdir), "step": step, "config": as_json(config)}
+
+
 def claim_workdir(workdir: Path, config: RunConfig) -> None:
     """Writes ``workdir/config.json``, which the first of several processes does."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    if hosts.is_first():
-        write_json(workdir / "config.json", as_json(config))
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if hosts.is_first():
+            write_json(workdir / "config.json", as_json(config))
 
 
 def _run_file(path: Path, argument: str) -> ConfigDict:

@@ -32,6 +32,24 @@ class Passed(NamedTuple):
         return cls(saved.get("passed_batches", 0), saved.get("roll_backs", 0))
 
 
+def check_examples(step: int, metrics: Mapping[str, Any], faults: Path) -> None:
+    """Ends a run that has learned from nothing so far: every step was skipped, this one because no example could be used.
+
+    Args:
+      step: the last one taken.
+      metrics: of this step, as ``train.make_step`` gives them.
+      faults: the file that names what cannot be used.
+
+    Raises:
+      InputError: it is such a run.
+    """
+    if int(metrics["examples"]) == 0 and int(metrics["skipped_steps"]) == step:
+        raise InputError(
+            f"step {step}: no step so far had an example that can be used, so nothing was learned; {faults} says why of each: "
+            "mend the data and choose another --workdir"
+        )
+
+
 def go_back(
     step: int,
     skipped: int,
@@ -64,7 +82,8 @@ def go_back(
         write_json(path, [{"batch": number, "rows": found} for number, found in rows.items()])
     source, last = next(iter(rows[numbers[-1]].items()))
     found = (
-        f"step {step}: the last {skipped} steps had losses or gradients that were not finite or spiked; they are of batches "
+        f"step {step}: the last {skipped} steps had losses or gradients that were not finite or spiked, or no example that can "
+        f"be used; they are of batches "
         f"{numbers[0]} to {numbers[-1]}, the last with rows {', '.join(map(str, last[:SHOWN]))}… of {source} (all are in {path})"
     )
     advice = "lower the learning rate or look at the data"

@@ -87,7 +87,8 @@ class Watch:
             if error[0] is None:
                 self._goodput.finish()
             else:
-                self._goodput.note(self._step, now=True)
+                with contextlib.suppress(InputError):  # of a full disk; the error that ends the run says more
+                    self._goodput.note(self._step, now=True)
         self._watchdog.__exit__(*error)
 
     def begin(self, step: int, kept: Mapping[str, Any]) -> None:

@@ -15,9 +15,12 @@ import pytest
 from etils import epath
 
 from ichigo_jax.errors import InputError
+from ichigo_jax.tasks.checkpoint_model import save_checkpoint_model
+from ichigo_jax.train import train
 from ichigo_jax.training.checkpoint import COMMIT, check_address
 from tests.integration.conftest import start
 from tests.integration.test_train_command import assert_same_model, command, metrics, wait_for_step
+from tests.unit.small_runs import language_config, write_language_root
 from tests.unit.test_checkpoints import resume, saved
 
 pytestmark = pytest.mark.slow
@@ -138,3 +141,19 @@ def test_hosts_that_share_nothing_else_go_on_after_they_were_lost(corpus_root, f
     finish(start_two(corpus_root, tmp_path / "run", folder / "run"))
     assert metrics(tmp_path / "run" / "0")[0]["step"] in (3, 5, 7), "the steps before are in the bucket's checkpoint"
     assert_same_model(tmp_path / "whole" / "0", tmp_path / "run" / "0")
+
+
+def test_a_checkpoint_in_a_bucket_becomes_a_model_and_nothing_there_changes(folder, tmp_path):
+    root = write_language_root(tmp_path)
+    best = "--config.output.checkpoint_best=-heldout/answers_exact"
+    config = language_config(root, f"--config.output.checkpoints_in={folder}", "--config.output.evaluate_every=2", best)
+    assert train(config, tmp_path / "run") == 0
+    (folder / "6" / "state").mkdir(parents=True)
+    (folder / "6" / "state" / "part").write_text("of one that is being written")
+    assert save_checkpoint_model(tmp_path / "run", "newest", tmp_path / "newest" / "model") == 4
+    assert_same_model(tmp_path / "run", tmp_path / "newest")
+    (folder / "2" / "metrics" / "metrics").write_text('{"heldout/answers_exact": 0.9}')
+    assert save_checkpoint_model(tmp_path / "run", "best", tmp_path / "best") == 2
+    with pytest.raises(InputError, match="the checkpoints are of steps 2, 4, or newest or best"):
+        save_checkpoint_model(tmp_path / "run", "6", tmp_path / "none")
+    assert names(folder) == ["2", "4", "6"]

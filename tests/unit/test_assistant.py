@@ -67,7 +67,8 @@ class TestAssistant:
         assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
 
     def test_hears_in_the_form_it_was_trained_on(self, language_model):
-        trained = types.SimpleNamespace(config=language_model.config, tokenizer=language_model.tokenizer)
+        texts = language_model.tokenizer
+        trained = types.SimpleNamespace(config=language_model.config, tokenizer=texts, chat_tokenizer=texts)
         for form, compressed in (("plain", False), ("compressed", True)):
             trained.provenance = language_model.provenance | {"sound_form": form}
             assert Assistant(trained, Ears()).hear([CLIP, CLIP]) == [SoundCodes([3, 3, 0], compressed)] * 2
@@ -98,6 +99,20 @@ class TestAssistant:
             Assistant(language_model, Ears(quantizers=2))
         with pytest.raises(InputError, match="quantisers of 9 codes"):
             Assistant(language_model, Ears(codes=9), allow_other_speech_tokenizer=True)
+
+    def test_a_clip_without_a_sound_token(self, language_model):
+        """Nothing was said in it, so nothing is answered; a model that is asked all the same makes something up."""
+        ears = Ears()
+        ears.encode = lambda audio: [np.zeros(0, np.int32)] * len(audio)
+        assistant = Assistant(language_model, ears)
+        assert assistant.transcribe(CLIP, **SHORT) == ""
+        with pytest.raises(InputError, match="clip 0: found too little sound for one sound token"):
+            assistant.reply(CLIP, **SHORT)
+        with pytest.raises(InputError, match="clip 0: found too little sound"):
+            list(assistant.stream(CLIP, [{"role": "user", "content": "hi"}], **SHORT))
+        ears.encode = lambda audio: [np.array([3], np.int32), np.zeros(0, np.int32)]
+        with pytest.raises(InputError, match="short.wav: found too little sound"):
+            assistant.hear([CLIP, "short.wav"])
 
 
 class TestGenerateCommand:

@@ -418,14 +418,11 @@ def index(folder, weight_map):
     write_json(folder / safetensors_files.INDEX, {"weight_map": weight_map})
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.safetensors", "/outside.safetensors", "sub/x.safetensors", "..", "", "link.safetensors"]
-)
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "sub/x.safetensors", "..", ".", ""])
 def test_an_index_names_only_files_of_its_folder(tmp_path, name):
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     shard(tmp_path, "outside.safetensors")
-    os.symlink(tmp_path / "outside.safetensors", folder / "link.safetensors")
     index(folder, {"a": str(tmp_path / name[1:]) if name.startswith("/") else name})
     with pytest.raises(InputError, match="expected a file of this folder"):
         safetensors_files.read_folder(folder)

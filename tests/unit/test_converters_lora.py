@@ -124,6 +124,18 @@ def test_bfloat16_bases_stay_bfloat16(bases, adapters, tmp_path):
     assert {array.dtype.name for array in load_adapter(tmp_path / "model")[1].values()} == {"float32"}
 
 
+def test_what_an_adapter_was_trained_with_comes_before_what_its_base_was(bases, broken, tmp_path):
+    base = shutil.copytree(bases / "llama", tmp_path / "base")
+    write_json(base / "provenance.json", {"sound_form": "plain", "chat_date": "2024-07-26"})
+    write_json(broken / "provenance.json", {"chat_date": "2026-11-27"})
+    lora.import_peft(broken, base, tmp_path / "model")
+    lora.export_peft(tmp_path / "model", tmp_path / "out", None)
+    language_model.export_hf(tmp_path / "model", tmp_path / "hf")
+    for folder in ("model", "out", "hf"):
+        found = read_json(tmp_path / folder / "provenance.json")
+        assert (found["sound_form"], found["chat_date"]) == ("plain", "2026-11-27")
+
+
 # From training to PEFT -----------------------------------------------------------------------------------------------
 
 
@@ -324,3 +336,162 @@ def test_command_recognises_inspects_and_refuses(bases, adapters, broken, tmp_pa
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert nothing_left(tmp_path, "adapter", "model", "out")
+
+
+# Folders as people have them -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(adapters, tmp_path):
+    """A copy of an adapter's folder to change."""
+    return lambda family: shutil.copytree(adapters / family, tmp_path / "adapter")
+
+
+def imported(adapter, base, target, capsys):
+    assert run("import", adapter, target, "--base", base) == 0
+    return capsys.readouterr().out
+
+
+def test_the_base_is_the_one_that_the_adapter_names(adapter, bases, tmp_path, capsys):
+    folder = adapter("qwen2")
+    values = read_json(folder / lora.CONFIG)
+    for name, message in [
+        ("meta-llama/Llama-3.2-1B", "names 'meta-llama/Llama-3.2-1B'); import that and give the model folder by --base"),
+        (None, "does not name it"),
+        (str(bases / "hf" / "qwen2"), f"python -m converters import {bases / 'hf' / 'qwen2'} BASE, then give --base BASE"),
+    ]:
+        write_json(folder / lora.CONFIG, values | {"base_model_name_or_path": name})
+        assert run("import", folder, tmp_path / "model") == 2
+        error = capsys.readouterr().err
+        assert "an adapter without its base model found" in error and message in error and error.count("\n") == 1
+    write_json(folder / lora.CONFIG, values | {"base_model_name_or_path": str(bases / "qwen2")})
+    assert run("import", folder, tmp_path / "model") == 0
+    assert f"base: {bases / 'qwen2'}" in capsys.readouterr().out
+
+
+def test_a_base_of_another_name_is_told(adapter, bases, tmp_path, capsys):
+    folder = adapter("qwen2")
+    values = read_json(folder / lora.CONFIG)
+    for name, told in [("Qwen/Qwen2.5-1.5B", True), ("somewhere/qwen2", False), ("", False)]:
+        write_json(folder / lora.CONFIG, values | {"base_model_name_or_path": name})
+        out = imported(folder, bases / "qwen2", tmp_path / f"model{len(name)}", capsys)
+        assert (f"the adapter was made for {name}, and" in out) == told
+
+
+def resized(family, rows):
+    """A model with another number of rows and an adapter on it, whose embeddings PEFT saves as well."""
+    model = hf_model(family)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj"]))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name or "embed" in name or "lm_head" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("family", "rows"), [("llama", 320), ("llama", 322), ("llama-tied", 320), ("llama-tied", 326)])
+def test_embeddings_that_are_saved_beside_the_adapter(bases, tmp_path, capsys, family, rows):
+    model = resized(family, rows)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    assert "base_model.model.model.embed_tokens.weight" in tensors_of(tmp_path / "adapter")
+    out = imported(tmp_path / "adapter", bases / family, tmp_path / "model", capsys)
+    assert "saved beside the adapter: taken as trained in full" in out
+    assert (f"vocabulary: 320 -> {rows} rows" in out) == (rows != 320)
+    np.testing.assert_allclose(our_logits(tmp_path / "model", TOKENS), logits_of(model), atol=1e-4)
+    assert load_config(tmp_path / "model", "language_model", LanguageModelConfig).llama.vocab_size == rows
+    assert run("export", tmp_path / "model", tmp_path / "hf") == 0
+
+
+def test_an_embedding_of_other_rows_without_its_head_is_refused(bases, tmp_path, capsys):
+    resized("llama", 322).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    rewrite(tmp_path / "adapter", lambda weights: weights.pop("base_model.model.lm_head.weight"))
+    assert run("import", tmp_path / "adapter", tmp_path / "model", "--base", bases / "llama") == 2
+    error = capsys.readouterr().err
+    assert "embed_tokens.weight [322, 32] found, the base has 320 rows; resize the base" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, jnp.bfloat16, np.float16])
+def test_adapters_of_several_dtypes_are_kept_in_float32(adapter, bases, tmp_path, capsys, dtype):
+    folder = adapter("llama")
+
+    def change(weights):
+        for key in weights:
+            weights[key] = weights[key].astype(dtype) if ".layers.1." in key else weights[key]
+
+    rewrite(folder, change)
+    assert "kept in float32" in imported(folder, bases / "llama", tmp_path / "model", capsys)
+    assert {array.dtype.name for array in load_adapter(tmp_path / "model")[1].values()} == {"float32"}
+
+
+@pytest.fixture(scope="module")
+def base_with_text(bases, tmp_path_factory):
+    """The Llama base with a tokenizer; its config ends texts only."""
+    root = tmp_path_factory.mktemp("text")
+    train_llama_tokenizer(["turn on the kitchen light"], root / "tokenizer", 256, sound_codes=9, durations=False)
+    source = shutil.copytree(bases / "hf" / "llama", root / "hf")
+    shutil.copytree(root / "tokenizer", source, dirs_exist_ok=True)
+    write_json(source / "generation_config.json", {"eos_token_id": 257})
+    language_model.import_hf(source, root / "base", None)
+    return root / "base"
+
+
+TEMPLATE = "{% for m in messages %}<|start_header_id|>{{ m['content'] }}<|python_tag|>{% endfor %}"
+
+
+def own_tokenizer(folder, texts):
+    shutil.copytree(texts, folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def own_template(folder, texts):
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def own_template_among_settings(folder, texts):
+    write_json(folder / "tokenizer_config.json", {"chat_template": TEMPLATE})
+
+
+@pytest.mark.parametrize("written", [own_tokenizer, own_template, own_template_among_settings])
+def test_an_adapters_own_chat_template_is_the_merged_models(adapter, base_with_text, tmp_path, capsys, written):
+    folder = adapter("llama")
+    written(folder, base_with_text / "tokenizer")
+    out = imported(folder, base_with_text, tmp_path / "model", capsys)
+    assert "the adapter's own" in out and "answers end at 263 <|python_tag|> as well" in out
+    tokenizer = TextTokenizer.from_folder(tmp_path / "model" / "tokenizer")
+    assert tokenizer.turn_end_id == 263 and tokenizer.sound is not None
+    assert load_config(tmp_path / "model", "language_model", LanguageModelConfig).eos_token_ids == (257, 263)
+    assert read_json(tmp_path / "model" / "tokenizer" / "generation_config.json") == {"eos_token_id": 257}
+    assert run("export", tmp_path / "model", tmp_path / "hf") == 0
+    assert read_json(tmp_path / "hf" / "generation_config.json")["eos_token_id"] == [257, 263]
+
+
+def test_the_bases_tokenizer_stays_where_the_adapters_is_the_same_or_none(adapter, base_with_text, tmp_path, capsys):
+    folder = adapter("llama")
+    assert "own" not in imported(folder, base_with_text, tmp_path / "none", capsys)
+    shutil.copytree(base_with_text / "tokenizer", folder, dirs_exist_ok=True)
+    assert "own" not in imported(folder, base_with_text, tmp_path / "same", capsys)
+    for name in ("none", "same"):
+        assert load_config(tmp_path / name, "language_model", LanguageModelConfig).eos_token_ids == (257,)
+    train_llama_tokenizer(["on"], tmp_path / "other", 256, sound_codes=80, durations=False)
+    shutil.copytree(tmp_path / "other", folder, dirs_exist_ok=True)
+    assert run("import", folder, tmp_path / "model", "--base", base_with_text) == 2
+    error = capsys.readouterr().err
+    assert "a text tokenizer of 346 ids with sound tokens" in error and "remove the tokenizer's files" in error
+
+
+def test_adapters_of_links_and_adapters_of_nan(adapter, bases, tmp_path, capsys):
+    folder = adapter("qwen2")
+    for name in (lora.WEIGHTS, lora.CONFIG):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    imported(folder, bases / "qwen2", tmp_path / "model", capsys)
+    (tmp_path / lora.WEIGHTS).rename(tmp_path / "moved")
+    assert run("import", folder, tmp_path / "no", "--base", bases / "qwen2") == 2
+    assert "a link to" in capsys.readouterr().err
+    (folder / lora.WEIGHTS).unlink()
+    shutil.copy(tmp_path / "moved", folder / lora.WEIGHTS)
+    rewrite(folder, lambda weights: next(iter(weights.values())).fill(np.nan))
+    assert run("import", folder, tmp_path / "no", "--base", bases / "qwen2") == 2
+    assert "holds NaN, expected finite numbers" in capsys.readouterr().err

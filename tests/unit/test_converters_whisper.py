@@ -356,9 +356,54 @@ def test_an_output_projection_must_be_the_embedding(hf_folder, tmp_path):
         safetensors_files.write_file(folder / safetensors_files.SINGLE, infos, contents.__getitem__)
         return whisper.open_source(recognise(folder))
 
-    assert "proj_out.weight" not in with_projection(embedding).infos
-    with pytest.raises(InputError, match="Whisper's are tied"):
+    found = with_projection(embedding)
+    assert "proj_out.weight" not in found.infos and "left out: proj_out.weight" in found.notes[0]
+    with pytest.raises(InputError, match="Whisper's are tied; if it is out of date, remove it from the weights"):
         with_projection(embedding + 1)
+    del tensors["model.decoder.embed_tokens.weight"]
+    found = with_projection(embedding)
+    assert "model.decoder.embed_tokens.weight" in found.infos and "proj_out.weight alone is stored" in found.notes[0]
+
+
+def test_an_index_may_name_an_output_projection_that_no_shard_has(hf_folder, tmp_path):
+    folder = shutil.copytree(hf_folder, tmp_path / "source")
+    (folder / safetensors_files.SINGLE).rename(folder / "1.safetensors")
+    names = [*safetensors_files.read_header(folder / "1.safetensors"), "proj_out.weight"]
+    write_json(folder / safetensors_files.INDEX, {"weight_map": dict.fromkeys(names, "1.safetensors")})
+    assert "proj_out.weight" not in whisper.open_source(recognise(folder)).infos
+
+
+def test_whisper_folders_of_links_of_several_dtypes_and_of_nan(hf_folder, tmp_path, capsys):
+    folder = shutil.copytree(hf_folder, tmp_path / "source")
+    file = folder / safetensors_files.SINGLE
+    tensors = {key: tensor.read().copy() for key, tensor in safetensors_files.read_folder(folder).items()}
+
+    def write():
+        infos = {key: torch_files.TensorInfo(array.dtype, array.shape) for key, array in tensors.items()}
+        safetensors_files.write_file(tmp_path / "weights", infos, tensors.__getitem__)
+
+    write()
+    for name in (safetensors_files.SINGLE, "config.json"):
+        if name == "config.json":
+            (folder / name).rename(tmp_path / name)
+        else:
+            file.unlink()
+        (folder / name).symlink_to(tmp_path / ("weights" if name == safetensors_files.SINGLE else name))
+    assert run("import", folder, tmp_path / "model") == 0
+
+    tensors["model.decoder.layers.1.fc1.weight"] = tensors["model.decoder.layers.1.fc1.weight"].astype(np.float16)
+    write()
+    capsys.readouterr()
+    assert run("import", folder, tmp_path / "no") == 2
+    assert "but the same weight of another layer has float32; import with --dtype" in capsys.readouterr().err
+    assert run("inspect", folder) == 0 and "float16, float32" in capsys.readouterr().out
+    assert run("import", folder, tmp_path / "cast", "--dtype", "float32") == 0
+
+    tensors["model.encoder.conv1.weight"][0, 0, 0] = np.nan
+    write()
+    capsys.readouterr()
+    assert run("import", folder, tmp_path / "no", "--dtype", "float32") == 2
+    assert "model.encoder.conv1.weight holds NaN, expected finite numbers" in capsys.readouterr().err
 
 
 def test_an_epsilon_that_the_formats_do_not_know(openai_file, tmp_path):

@@ -224,6 +224,16 @@ def test_transcribe_is_the_decoders_greedy_answer(tokenizer, model):
     assert text.decode(answer) == texts[0]
 
 
+@pytest.mark.parametrize("language", ["en", None])
+def test_a_clip_too_short_for_a_code_has_no_text(tokenizer, language):
+    short = [noise(seed, length) for seed, length in enumerate([1, 300, CODE - 1])]
+    clips = [short[0], noise(0, 3000), *short[1:], noise(1, 6000)]
+    texts = tokenizer.transcribe(clips, language)
+    alone = tokenizer.transcribe([clips[1], clips[4]], language)
+    assert all(alone) and texts == ["", alone[0], "", "", alone[1]]
+    assert [len(codes) for codes in tokenizer.encode(short)] == [0, 0, 0]
+
+
 def test_mixed_lengths_compile_two_programs(model):
     tokenizer = SpeechTokenizer(model, NANO, None, batch_size=4)
     compiled = speech_tokenizer.tokenize.compiled_programs()
