@@ -2,15 +2,18 @@ from setuptools import find_packages, setup
 
 TORCH = "torch>=2.10"
 SPEECH_SYNTHESIS = "espeakng-loader>=0.2.4"  # GPL; only the synthetic corpus uses it
+GGUF = "gguf>=0.19"  # what llama.cpp's quantised weights mean
 TENSORBOARD = "tensorboardX>=2.6.3"
 
 EXTRAS = {
     "convert": [TORCH],
+    "gguf": [GGUF],
     "synthesis": [SPEECH_SYNTHESIS],
     "quickstart": [TORCH, SPEECH_SYNTHESIS, "matplotlib>=3.9"],
     "real": [TORCH],
     "test": [
         TORCH,
+        GGUF,
         SPEECH_SYNTHESIS,
         "matplotlib>=3.9",
         "pytest>=8",

@@ -12,6 +12,7 @@ from converters import (
     engine,
     extend_vocabulary,
     foreign,
+    gguf_language_model,
     language_model,
     lora,
     quantizer,
@@ -46,6 +47,8 @@ def run_import(arguments: argparse.Namespace) -> None:
         raise errors.InputError(f"--tokenizer with {_name(found)} found, expected it with Whisper only")
     if found.format == "peft":
         notes = _import_adapter(found, arguments)
+    elif found.format == "gguf":
+        notes = gguf_language_model.import_gguf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == language_model.KIND:
         notes = language_model.import_hf(found.path, arguments.target, arguments.dtype, arguments.vocab_multiple)
     elif found.kind == whisper.KIND:
@@ -125,9 +128,10 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _default_format(found: Recognised) -> str:
-    """The format that the model was imported from."""
+    """The format that the model was imported from, where that can be written."""
     part = "quantizer" if found.kind == speech_tokenizer.KIND else "whisper"
-    return foreign.read_sections(found.path).get(part, {}).get("format", EXPORTS[found.kind][0])
+    format = foreign.read_sections(found.path).get(part, {}).get("format")
+    return format if format in EXPORTS[found.kind] else EXPORTS[found.kind][0]
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
@@ -137,6 +141,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
         lines |= checkpoints.describe(found.path)
     elif found.format == "peft":
         lines |= lora.describe(found.path)
+    elif found.format == "gguf":
+        lines |= gguf_language_model.describe(found.path)
     elif found.kind == language_model.KIND:
         lines |= language_model.describe(found.path, found.format) | lora.describe_merged(found.path)
     elif found.kind == whisper.KIND:
@@ -165,6 +171,10 @@ def run_extend(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.source)
     if found.kind != language_model.KIND:
         raise errors.InputError(f"{found.path}: {_name(found)} found, expected a language model")
+    if found.format not in ("hf", "model folder"):
+        raise errors.InputError(
+            f"{found.path}: {_name(found)} found, expected a Hugging Face folder or a model folder; import it first"
+        )
     print(f"recognised: {_name(found)}")
     extension = extend_vocabulary.Extension(arguments.sound_codes, arguments.duration_tokens, arguments.seed, arguments.noise)
     for line in extend_vocabulary.extend(found, arguments.target, extension, arguments.vocab_multiple):
@@ -199,8 +209,9 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         metavar="SRC",
         type=Path,
-        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, OpenAI's Whisper (.pt), "
-        "WhisperSpeech (.model) or Ichigo (.pth, .ckpt); or, with --step, the workdir of ichigo_jax.train",
+        help="a Hugging Face folder (Llama 3.x, Qwen2.5, Whisper), a PEFT adapter folder, a GGUF file (Llama 3.x, Qwen2.5), "
+        "OpenAI's Whisper (.pt), a faster-whisper folder, WhisperSpeech (.model) or Ichigo (.pth, .ckpt); or, with --step, the "
+        "workdir of ichigo_jax.train",
     )
     importing.add_argument("target", metavar="DST", type=Path, help="the model folder to write; must not exist")
     importing.add_argument("--whisper", metavar="SRC2", type=Path, help="the Whisper of a WhisperSpeech or Ichigo file")

@@ -204,6 +204,7 @@ def check(
     keeps_dtypes: bool = True,
     uncast: Collection[Path] = (),
     advice: Mapping[str, str] = types.MappingProxyType({}),
+    faults: Iterable[str] = (),
 ) -> None:
     """Compares a source with what the table asks for.
 
@@ -216,13 +217,14 @@ def check(
         Otherwise they are cast, or only looked at.
       uncast: targets that keep the source's dtype in any case.
       advice: what to do about a key that is missing.
+      faults: what is known to be wrong already, to be told with the rest.
 
     Raises:
       InputError: naming every unknown, missing and wrongly shaped key, and every dtype that cannot be a weight or differs
         between the layers of one stacked array.
     """
     expected = {piece.source: piece for piece in pieces}
-    faults = [f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys())]
+    faults = [*faults, *(f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys()))]
     for key, shape in optional.items():
         if key in found and found[key].shape != shape:
             faults.append(f"{key} has shape {list(found[key].shape)}, expected {list(shape)}")

@@ -390,6 +390,12 @@ def describe(source: Path, format: str) -> dict[str, str]:
     else:
         (config, weights), notes = open_folder(source), []
         tokenizer = _read_tokenizer(source / TOKENIZER_FOLDER)
+    return describe_opened(Opened(config, weights, notes), tokenizer)
+
+
+def describe_opened(opened: Opened, tokenizer: TextTokenizer | None) -> dict[str, str]:
+    """The same of one that was opened already, and of its tokenizer."""
+    config, weights, notes = opened
     network, sound = config.llama, config.sound
     return {
         "architecture": network.architecture,

@@ -1,11 +1,11 @@
-"""Whisper: OpenAI checkpoints and Hugging Face folders to model folders and back."""
+"""Whisper: OpenAI checkpoints and Hugging Face folders to model folders and back; faster-whisper folders to model folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from converters import engine, foreign, safetensors_files, torch_files, whisper_hf, whisper_text
+from converters import ctranslate2, engine, foreign, safetensors_files, torch_files, whisper_ctranslate2, whisper_hf, whisper_text
 from converters.recognise import Recognised
 from converters.sources import copy_files, is_file, sha256
 from converters.whisper_weights import hf_table, openai_table
@@ -56,6 +56,7 @@ class Source:
       tokenizer: a folder with its text tokenizer's files, or None.
       section: what ``foreign.json`` keeps of it.
       notes: what the user should know of it.
+      quantized: dtypes of integers among its weights, which are read as float32.
     """
 
     found: Recognised
@@ -66,6 +67,7 @@ class Source:
     tokenizer: Path | None
     section: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
 
 
 def open_source(found: Recognised, keeps_dtypes: bool = True) -> Source:
@@ -84,6 +86,8 @@ def open_source(found: Recognised, keeps_dtypes: bool = True) -> Source:
         raise InputError(f"{found.path}: {found.kind} as {found.format} found, expected a Whisper in any format")
     if found.format == "openai":
         return _open_openai(found, keeps_dtypes)
+    if found.format == "ctranslate2":
+        return _open_ctranslate2(found, keeps_dtypes)
     return _open_hf(found, keeps_dtypes)
 
 
@@ -107,6 +111,17 @@ def _open_hf(found: Recognised, keeps_dtypes: bool) -> Source:
     return Source(found, config, tensors, read, files, text, whisper_hf.section(found.path), tuple(notes))
 
 
+def _open_ctranslate2(found: Recognised, keeps_dtypes: bool) -> Source:
+    contents = whisper_ctranslate2.open_folder(found.path)
+    file, settings = found.path / ctranslate2.FILE, found.path / "config.json"
+    config = make_config(contents.dims, str(file))
+    read = _reader(whisper_ctranslate2.table(config), config, contents.weights, str(file), keeps_dtypes, contents.faults)
+    files = (file, settings) if is_file(settings) else (file,)
+    text = found.path if is_file(found.path / "tokenizer.json") else None
+    section = {"format": found.format, "settings": contents.settings}
+    return Source(found, config, contents.weights, read, files, text, section, quantized=contents.quantized)
+
+
 def _open_model_folder(found: Recognised) -> Source:
     arrays = load_arrays(found.path)
     if found.kind == KIND:
@@ -127,12 +142,17 @@ def _open_model_folder(found: Recognised) -> Source:
 
 
 def _reader(
-    table: list[engine.Row], config: WhisperConfig, tensors: Mapping[str, Any], where: str, keeps_dtypes: bool
+    table: list[engine.Row],
+    config: WhisperConfig,
+    tensors: Mapping[str, Any],
+    where: str,
+    keeps_dtypes: bool,
+    faults: Iterable[str] = (),
 ) -> Callable[[np.dtype | None], dict[engine.Path, np.ndarray]]:
     targets = engine.target_shapes(maker(config))
     pieces = engine.expand(table, targets)
     uncast = engine.buffers(maker(config))
-    engine.check(pieces, tensors, where, keeps_dtypes=keeps_dtypes, uncast=uncast)
+    engine.check(pieces, tensors, where, keeps_dtypes=keeps_dtypes, uncast=uncast, faults=faults)
 
     def read(dtype: np.dtype | None) -> dict[engine.Path, np.ndarray]:
         bar = tqdm(pieces, desc="reading Whisper", unit="tensor", disable=None)
@@ -166,7 +186,7 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
     """Writes a model folder of kind "whisper", whole or not at all.
 
     Args:
-      source: an OpenAI checkpoint or a Hugging Face folder.
+      source: an OpenAI checkpoint, a Hugging Face folder or a faster-whisper folder.
       target: must not exist.
       dtype: "float32", "bfloat16", or None to keep each weight's own.
       tokenizer: a Hugging Face tokenizer folder to take instead of the source's.
@@ -182,6 +202,8 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
         state = unflatten_dict(source.read(engine.IMPORT_DTYPES[dtype] if dtype else None))
         save_model(partial, KIND, source.config, state, provenance(source), text)
         foreign.write(partial, {"whisper": source.section}, {})
+    if source.quantized and dtype is None:
+        notes.append(f"{' and '.join(source.quantized)} weights written as float32; --dtype bfloat16 takes half of that")
     return [*source.notes, *notes]
 
 
@@ -202,6 +224,7 @@ def text_tokenizer(source: Source, given: Path | None, workspace: Path) -> tuple
     origin = given or source.tokenizer
     if origin is not None:
         copy_files(whisper_text.FILES, origin, workspace)
+        whisper_text.complete(workspace)
         whisper_text.check(workspace, source.config.n_vocab, origin)
         return workspace, [f"text tokenizer written: from {origin.name}"]
     missing = whisper_text.build(source.config.n_vocab, workspace)
@@ -272,7 +295,8 @@ def describe(source: Source) -> dict[str, str]:
     return {
         "size": size(config),
         "parameters": f"{sum(math.prod(info.shape) for info in source.infos.values()):,}",
-        "dtype": ", ".join(sorted({str(info.dtype) for info in source.infos.values()})),
+        "dtype": ", ".join(sorted({str(info.dtype) for info in source.infos.values()}))
+        + (f" (float32 from {' and '.join(source.quantized)})" if source.quantized else ""),
         "mels": str(config.n_mels),
         "audio": f"{config.n_audio_layer} layers, width {config.n_audio_state}, {config.n_audio_head} heads, "
         f"{config.n_audio_ctx} positions",

@@ -102,6 +102,14 @@ def _save(backend: Tokenizer, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
 
 
+def complete(folder: Path) -> None:
+    """Writes ``tokenizer_config.json`` beside a ``tokenizer.json`` that came alone, as it does in faster-whisper folders."""
+    if (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+        ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
+        settings = {"tokenizer_class": "WhisperTokenizer", "clean_up_tokenization_spaces": False, **ends}
+        write_json(folder / "tokenizer_config.json", settings)
+
+
 def check(folder: Path, n_vocab: int, origin: Path) -> None:
     """Whether a tokenizer folder fits a model.
 

@@ -53,7 +53,7 @@ def openai_blocks(source: str, target: Path, head_dim: int) -> list[Row]:
 
 def openai_table(config: WhisperConfig) -> list[Row]:
     """``model_state_dict`` of an OpenAI checkpoint."""
-    encoder_head, decoder_head = _head_dims(config)
+    encoder_head, decoder_head = head_dims(config)
     blocks = ("decoder", "blocks")
     return [
         *conv_rows("encoder.conv1", ("encoder", "conv1")),
@@ -87,7 +87,7 @@ def _hf_blocks(source: str, target: Path, head_dim: int) -> list[Row]:
 
 def hf_table(config: WhisperConfig) -> list[Row]:
     """The weights of a ``WhisperForConditionalGeneration``, whose output projection is the token embedding."""
-    encoder_head, decoder_head = _head_dims(config)
+    encoder_head, decoder_head = head_dims(config)
     layer, blocks = "model.decoder.layers.{i}", ("decoder", "blocks")
     return [
         *conv_rows("model.encoder.conv1", ("encoder", "conv1")),
@@ -104,5 +104,6 @@ def hf_table(config: WhisperConfig) -> list[Row]:
     ]
 
 
-def _head_dims(config: WhisperConfig) -> tuple[int, int]:
+def head_dims(config: WhisperConfig) -> tuple[int, int]:
+    """The head size of the encoder and of the decoder."""
     return config.n_audio_state // config.n_audio_head, config.n_text_state // config.n_text_head

@@ -20,7 +20,7 @@ BYTES = 256
 
 # How Llama 3 splits text before BPE: English contractions, words with one leading mark or space, up to three digits,
 # runs of punctuation, line ends, other space.
-_LLAMA_SPLIT = (
+LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -74,7 +74,7 @@ def train_llama_tokenizer(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
     )
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), begin])
-    _save(
+    save_tokenizer(
         backend,
         folder,
         bos_token=bos,
@@ -88,7 +88,7 @@ def train_whisper_tokenizer(texts: Iterable[str], folder: str | os.PathLike, voc
     """Trains a tokenizer with Whisper's special tokens; arguments and errors as ``train_llama_tokenizer``."""
     backend = _train_bpe(texts, vocab_size)
     _add_special(backend, WHISPER_SPECIAL_TOKENS)
-    _save(backend, folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    save_tokenizer(backend, folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -100,7 +100,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_LLAMA_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(LLAMA_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -116,7 +116,8 @@ def _add_special(backend: Tokenizer, names: Sequence[str]) -> None:
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
-def _save(backend: Tokenizer, folder: str | os.PathLike, **settings: str) -> None:
+def save_tokenizer(backend: Tokenizer, folder: str | os.PathLike, **settings: str) -> None:
+    """Writes a tokenizer folder, whole; ``settings`` are its special tokens by their roles and its chat template."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings)
     with whole(folder) as partial:
         tokenizer.save_pretrained(partial)

@@ -22,7 +22,7 @@ def text_model(folder):
     backend = train_tokenizer._train_bpe(ANSWERS.values(), 300)
     train_tokenizer._add_special(backend, train_tokenizer.LLAMA_SPECIAL_TOKENS)
     tokens = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
-    train_tokenizer._save(backend, folder, **tokens, chat_template=train_tokenizer.LLAMA_CHAT_TEMPLATE)
+    train_tokenizer.save_tokenizer(backend, folder, **tokens, chat_template=train_tokenizer.LLAMA_CHAT_TEMPLATE)
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = transformers.LlamaConfig(
         vocab_size=backend.get_vocab_size(),

@@ -38,7 +38,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def llama_folder(folder):
     """As Llama 3: the tokenizer's last id is the embedding's last row; 256 bytes, 8 special tokens. Tied, bfloat16."""
-    train_tokenizer._save(llama_backend(), folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+    train_tokenizer.save_tokenizer(llama_backend(), folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
     config = transformers.LlamaConfig(
         **SIZES, vocab_size=264, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=True, eos_token_id=262, bos_token_id=256
     )
