@@ -17,9 +17,9 @@ from converters import engine, foreign
 from converters.quantizer import USAGE
 from converters.speech_tokenizer import KIND, read_folder
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, save_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig
-from ichigo_jax.storage import read_json, whole
+from ichigo_jax.storage import atomic_write, read_json
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, fingerprint, save_model
 
 CODEBOOK = ("quantizer", "vq", "codebook")
 EMBED, SIZE, AVERAGE = ((*CODEBOOK, name) for name in ("embed", "cluster_size", "embed_avg"))
@@ -125,7 +125,7 @@ def _save(
     if USAGE in kept:  # counted the codes of the last batch; there are others now
         kept[USAGE] = np.zeros(config.quantizer.codes, kept[USAGE].dtype)
     text = source / TOKENIZER_FOLDER
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         save_model(partial, KIND, config, unflatten_dict(state), provenance, text if text.is_dir() else None)
         foreign.write(partial, foreign.read_sections(source), kept)
     return config

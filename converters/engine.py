@@ -22,7 +22,7 @@ from flax import nnx
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.declare import Buffer
-from ichigo_jax.models.stored_arrays import rows_per_block
+from ichigo_jax.storage.stored_arrays import rows_per_block
 
 LAYER = "{i}"
 WEIGHT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))

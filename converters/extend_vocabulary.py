@@ -14,9 +14,9 @@ from converters.extended_weight import ExtendedWeight
 from converters.recognise import Recognised
 from converters.sources import copy_files, read_object
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import TOKENIZER_FOLDER
 from ichigo_jax.models.llama import LanguageModelConfig
-from ichigo_jax.storage import whole, write_json
+from ichigo_jax.storage import atomic_write, write_json
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.vocab import SoundVocabulary, sound_vocabulary
 
@@ -69,7 +69,7 @@ def extend(found: Recognised, target: Path, extension: Extension, vocab_multiple
         raise InputError(
             "--vocab-multiple with a Hugging Face folder found, expected it at the import: the format has no padding"
         )
-    with whole(target) as partial, tempfile.TemporaryDirectory() as temporary:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as temporary:
         if is_hf:
             config, weights, notes = language_model.open_hf(source, keeps_dtypes=False)
         else:

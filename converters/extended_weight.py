@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.engine import Weight
-from ichigo_jax.models.stored_arrays import rows_per_block
+from ichigo_jax.storage.stored_arrays import rows_per_block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from converters.gguf_files import GgufFile, GgufWeight
 from converters.sources import sha256
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig, RopeScaling, inverse_frequencies
-from ichigo_jax.storage import whole
+from ichigo_jax.storage import atomic_write
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 # llama.cpp's names and Hugging Face's.
@@ -109,7 +109,7 @@ def import_gguf(file: Path, target: Path, dtype: str | None, vocab_multiple: int
     Raises:
       InputError: whatever is wrong with the file, in one line.
     """
-    with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as workspace:
         contents, text = gguf_files.read_gguf(file), Path(workspace) / "tokenizer"
         (config, weights, notes), tokenizer = _open(contents, text)
         config = language_model.pad_vocabulary(config, vocab_multiple)

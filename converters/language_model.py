@@ -22,10 +22,9 @@ from converters import engine, eos, hf_weights, llama, logits, safetensors_files
 from converters.extended_weight import ExtendedWeight
 from converters.sources import copy_files, is_file, read_object, sha256
 from ichigo_jax.errors import InputError
-from ichigo_jax.models import stored_arrays
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, new_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
-from ichigo_jax.storage import whole, write_json
+from ichigo_jax.storage import atomic_write, stored_arrays, write_json
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, load_config, new_model
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 KIND = "language_model"
@@ -164,7 +163,7 @@ def import_hf(source: Path, target: Path, dtype: str | None, vocab_multiple: int
     Raises:
       InputError: whatever is wrong with the source, in one line.
     """
-    with whole(target) as partial, tempfile.TemporaryDirectory() as companions:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as companions:
         cast = engine.IMPORT_DTYPES[dtype] if dtype else None
         config, weights, notes = open_hf(source, cast, keeps_dtypes=cast is None)
         config = pad_vocabulary(config, vocab_multiple)
@@ -267,7 +266,7 @@ def export_part(
     with _reading(weights, source, sum(map(len, mine.values()))) as read:
         for file, shard in mine.items():
             if not (folder / file).exists():
-                with whole(folder / file) as partial:
+                with atomic_write(folder / file) as partial:
                     safetensors_files.write_file(partial, shard, read)
     return [*mine]
 
@@ -310,7 +309,7 @@ def export_hf(
     Raises:
       InputError: a source that is broken, or an export whose logits differ by more than 1e-3 in float32.
     """
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         partial.mkdir()
         config, weights = open_folder(source)
         parts = _claimed_parts(target, source) if _parts_folder(target).exists() else None

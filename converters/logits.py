@@ -15,8 +15,8 @@ from flax import nnx
 
 from converters.engine import TensorInfo
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
+from ichigo_jax.storage.model_folder import load_model
 
 MAX_LOGIT_DIFFERENCE = 1e-3
 

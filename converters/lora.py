@@ -25,10 +25,10 @@ from converters.sources import is_file, read_object, sha256
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models import lora
-from ichigo_jax.models.folder import load_arrays, load_config, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.lora import LoraConfig
-from ichigo_jax.storage import read_json, whole, write_json
+from ichigo_jax.storage import atomic_write, read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config, save_model
 
 WEIGHTS = "adapter_model.safetensors"
 WEIGHT = ".weight"
@@ -205,7 +205,7 @@ def table(base: LanguageModelConfig, adapter: LoraConfig) -> list[Row]:
         a, b = (row.transform, TRANSPOSED) if heads_first else (TRANSPOSED, row.transform)
         rows.append(Row(f"{module}.lora_A{WEIGHT}", lora.adapter_path(name, "a"), a))
         rows.append(Row(f"{module}.lora_B{WEIGHT}", lora.adapter_path(name, "b"), b))
-    rows += [dataclasses.replace(known[path], source=PREFIX + known[path].source) for path in adapter.whole]
+    rows += [dataclasses.replace(known[path], source=PREFIX + known[path].source) for path in adapter.trained_in_full]
     if base.llama.tie_word_embeddings and "embedding" in adapter.train_also:
         rows.append(dataclasses.replace(known["embedding",], source=PREFIX + HEAD + WEIGHT))
     return rows
@@ -242,7 +242,7 @@ def import_peft(source: Path, base: Path | None, target: Path) -> list[str]:
       InputError: whatever is wrong with the source, in one line; a base that it does not fit.
     """
     base, notes = peft_folder.find_base(source, base)
-    with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as workspace:
         config = load_config(base, language_model.KIND, LanguageModelConfig)
         adapter = config_from_peft(read_object(source / CONFIG), config, str(source / CONFIG))
         stored = load_arrays(base)
@@ -286,7 +286,7 @@ def export_peft(source: Path, target: Path, base_name: str | None) -> None:
     Raises:
       InputError: a source that is broken, or a model without an adapter.
     """
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         partial.mkdir()
         config = load_config(source, language_model.KIND, LanguageModelConfig)
         adapter, state = lora.load_adapter(source)

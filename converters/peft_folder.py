@@ -14,10 +14,10 @@ from converters.recognise import recognise
 from converters.safetensors_files import Tensor
 from converters.sources import copy_files, is_file, read_object
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import TOKENIZER_FOLDER
 from ichigo_jax.models.llama import LanguageModelConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.storage import write_json
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER
 from ichigo_jax.text.tokenizer import TextTokenizer
 
 CONFIG = "adapter_config.json"

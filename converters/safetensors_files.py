@@ -20,8 +20,8 @@ import numpy as np
 from converters.engine import TensorInfo, Weight, duplicates, row_blocks
 from converters.sources import is_file
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.stored_arrays import rows_per_block
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.stored_arrays import rows_per_block
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

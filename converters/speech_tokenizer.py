@@ -17,10 +17,10 @@ from converters.recognise import Recognised
 from converters.sources import sha256
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import fingerprint, load_arrays, load_config, save_model
 from ichigo_jax.models.quantizer import Quantizer, QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
-from ichigo_jax.storage import read_json, whole
+from ichigo_jax.storage import atomic_write, read_json
+from ichigo_jax.storage.model_folder import fingerprint, load_arrays, load_config, save_model
 
 KIND = "speech_tokenizer"
 EXPORTS = ("ichigo", "whisperspeech")
@@ -131,7 +131,7 @@ def import_quantizer(
     except InputError as error:
         raise InputError(f"{found.path} does not fit {source.found.path}: {error}; it fits Whisper {file.whisper}") from None
 
-    with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as workspace:
         text, notes = whisper.text_tokenizer(source, tokenizer, Path(workspace))
         state = {
             "whisper": unflatten_dict(source.read(cast := engine.IMPORT_DTYPES[dtype] if dtype else None)),
@@ -191,7 +191,7 @@ def export_quantizer(source: Path, target: Path, format: str) -> None:
     else:
         name = whisper.size(config.whisper)
         contents = {**entries, **quantizer.whisperspeech_settings(config.quantizer, name, entries)}
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         torch_files.save(partial, {**contents, "state_dict": weights})
 
 

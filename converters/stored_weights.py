@@ -15,8 +15,8 @@ import tensorstore as ts
 from tqdm import tqdm
 
 from converters.engine import Piece, Shapes, Weight, check_finite
-from ichigo_jax.models import stored_arrays
-from ichigo_jax.models.stored_arrays import Stores
+from ichigo_jax.storage import stored_arrays
+from ichigo_jax.storage.stored_arrays import Stores
 
 
 @dataclasses.dataclass(frozen=True)

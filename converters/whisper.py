@@ -19,10 +19,10 @@ from converters.sources import copy_files, is_file, sha256
 from converters.whisper_weights import hf_table, openai_table
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_arrays, load_config, save_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
-from ichigo_jax.storage import whole
+from ichigo_jax.storage import atomic_write
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, load_arrays, load_config, save_model
 
 KIND = "whisper"
 EXPORTS = ("hf", "openai")
@@ -197,7 +197,7 @@ def import_whisper(source: Source, target: Path, dtype: str | None, tokenizer: P
     Raises:
       InputError: a text tokenizer that does not fit, or a target that exists.
     """
-    with whole(target) as partial, tempfile.TemporaryDirectory() as workspace:
+    with atomic_write(target) as partial, tempfile.TemporaryDirectory() as workspace:
         text, notes = text_tokenizer(source, tokenizer, Path(workspace))
         state = unflatten_dict(source.read(engine.IMPORT_DTYPES[dtype] if dtype else None))
         save_model(partial, KIND, source.config, state, provenance(source), text)
@@ -267,7 +267,7 @@ def export_whisper(found: Recognised, target: Path, format: str) -> None:
     state = source.read(None)
     targets = engine.target_shapes(maker(source.config))
     pieces = {piece.source: piece for piece in engine.expand(table(source.config), targets)}
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         if format == "openai":
             dims = configuration.to_dict(source.config)
             del dims["layer_norm_eps"]

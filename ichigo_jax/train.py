@@ -148,7 +148,7 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     errors.check_jaxlib()
     began = time.time()
     run_config.check_workdir(workdir, config)
-    if hosts.largest((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own
+    if hosts.max_over_hosts((workdir / "model").exists()):  # the first process wrote it; the others may have disks of their own
         print(f"{workdir}/model is complete; nothing to do")
         return 0
     check_trackers(config.output)
@@ -232,7 +232,7 @@ def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None)
         evaluates = bool(task.measures)
         batches = read_batches(task.examples(), config.train.batch_size, start + passed.passed_batches, mesh)
         watch.begin(start, saved)
-        if evaluates and start and due(output.evaluate_every, start) and hosts.largest(log.lacks(task.measures)):
+        if evaluates and start and due(output.evaluate_every, start) and hosts.max_over_hosts(log.lacks(task.measures)):
             evaluate(state, start)  # which the start before was kept from
         signal = behind = None
         for step in range(start + 1, steps + 1):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ichigo_jax.data.row_files import Chunk, find_row_files, read_chunks
 from ichigo_jax.data.row_formats import Example, RowEncoder
 from ichigo_jax.errors import InputError
-from ichigo_jax.storage import whole
+from ichigo_jax.storage import atomic_write
 
 VERSION = 1  # of what is written; another one makes every run encode anew
 ROWS_PER_CHUNK = 1000
@@ -116,7 +116,7 @@ def encode_rows(
     if not (ids.exists() and lengths.exists()):
         chunks = read_chunks(files, encoder.format.columns, ROWS_PER_CHUNK)
         bar = tqdm(desc=f"encoding {path}", unit=" rows", disable=None if progress else True)
-        with bar, whole(ids, replace=True) as partial_ids, whole(lengths, replace=True) as partial_lengths:
+        with bar, atomic_write(ids, replace=True) as partial_ids, atomic_write(lengths, replace=True) as partial_lengths:
             first_fault, tables = None, []
             with partial_ids.open("wb") as file:
                 for encoded in _encode_chunks(_numbered(chunks), encoder, processes or _cpus()):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ichigo_jax.data.audio_files import Outcome, Row
 from ichigo_jax.errors import InputError
-from ichigo_jax.storage import is_stream, whole
+from ichigo_jax.storage import atomic_write, is_stream
 
 COLUMNS = ("index", "seconds", "tokens")  # beside ``path``; a manifest's field cannot have such a name
 
@@ -53,7 +53,7 @@ def write_tokens(output: str | os.PathLike, good: Sequence[tuple[int, Outcome]],
         with open(output, "wb") as file:
             file.write(_parquet(table))
     else:
-        with whole(output) as partial:
+        with atomic_write(output) as partial:
             partial.write_bytes(_parquet(table))
 
 

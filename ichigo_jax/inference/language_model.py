@@ -18,13 +18,13 @@ from ichigo_jax.decoding.sampling import GREEDY, SEEDS, Sampler, Sampling, check
 from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
 from ichigo_jax.inference.sizes import power_of_two
-from ichigo_jax.models.folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.quantized_weights import Quantization
 from ichigo_jax.models.split import SplitModel, jit_model
 from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import MESH_AXES, hosts
 from ichigo_jax.storage import read_json
+from ichigo_jax.storage.model_folder import PROVENANCE, TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date
 from ichigo_jax.text import TextTokenizer, encode_chat
 
 SHORTEST_BUCKET, LONG_BUCKET = 32, 512

@@ -21,10 +21,10 @@ from ichigo_jax.audio.split import SEARCH_SECONDS, TARGET_SECONDS, WINDOW_SECOND
 from ichigo_jax.errors import InputError, check_jaxlib
 from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
 from ichigo_jax.inference.sizes import power_of_two
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.split import SplitModel, jit_model
 from ichigo_jax.parallel import hosts
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
 
 if TYPE_CHECKING:
     from ichigo_jax.text.whisper import WhisperText

@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.declare import Initializer, freeze, is_frozen, param, zeros
-from ichigo_jax.models.folder import load_arrays, load_config, save_model
 from ichigo_jax.models.linear import project
 from ichigo_jax.models.llama import Llama, LlamaConfig
 from ichigo_jax.parallel import named_sharding
+from ichigo_jax.storage.model_folder import load_arrays, load_config, save_model
 
 KIND = "lora_adapter"
 ADAPTER_FOLDER = "adapter"  # inside the folder of the merged model
@@ -94,7 +94,7 @@ class LoraConfig:
         return tuple(name for name in LINEARS if name in self.targets or "all" in self.targets)
 
     @property
-    def whole(self) -> tuple[ArrayPath, ...]:
+    def trained_in_full(self) -> tuple[ArrayPath, ...]:
         """Paths of the parameters that are trained in full."""
         return tuple(path for name in WHOLE if name in self.train_also for path in WHOLE[name])
 
@@ -162,7 +162,7 @@ def attach(model: Llama, config: LoraConfig, base_dtype: Any, rngs: nnx.Rngs, me
     check_fits(config, model.config.llama)
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         parameter = _parameter(model, path)
-        trained = path in config.whole
+        trained = path in config.trained_in_full
         if not trained:
             freeze(parameter)
         parameter.set_value(variable.get_value().astype(jnp.float32 if trained else base_dtype))
@@ -209,7 +209,7 @@ def merge_arrays(
         path = weight_path(name)
         a, b = (adapter[adapter_path(name, part)] for part in ("a", "b"))
         state[path] = np.asarray(merge_weight(state[path], a, b, config.scale))
-    for path in config.whole:
+    for path in config.trained_in_full:
         state[path] = np.asarray(adapter[path]).astype(state[path].dtype)
     return state
 

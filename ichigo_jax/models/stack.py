@@ -74,14 +74,14 @@ def scan_layers(
 
     def body(carry, layer):
         layer_state, layer_input = layer
-        layer_state = jax.tree.map(_whole, layer_state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        layer_state = jax.tree.map(_gathered, layer_state, is_leaf=lambda node: isinstance(node, nnx.Variable))
         return apply(nnx.merge(graphdef, layer_state), carry, layer_input)
 
     body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(body, carry, (state, inputs))
 
 
-def _whole(variable: nnx.Variable) -> nnx.Variable:
+def _gathered(variable: nnx.Variable) -> nnx.Variable:
     """One layer's slice of a stacked parameter, gathered for use."""
     value = variable.get_value()
     return variable.replace(gather_weight(value, variable.axes[1:])) if isinstance(value, jax.Array) else variable

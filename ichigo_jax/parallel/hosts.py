@@ -107,7 +107,7 @@ def first_enters(context: contextlib.AbstractContextManager[Entered], what: str)
     wait_for_all(what)
 
 
-def largest(number: int) -> int:
+def max_over_hosts(number: int) -> int:
     """The largest of the numbers that the processes give."""
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 

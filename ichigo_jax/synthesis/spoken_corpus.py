@@ -98,9 +98,10 @@ def write_corpus(output: Path, utterances: int, heldout_sentences: int, seed: in
         for name, (said, voices) in sets.items()
     }
     rows = {}
+    bar = tqdm(total=sum(map(len, clips.values())), desc="speaking", unit="clip")
     # Processes, since the engine speaks with one voice at a time in each; spawned, since a fork would share its threads.
     pool = ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
-    with storage.whole(output) as folder, pool, tqdm(total=sum(map(len, clips.values())), desc="speaking", unit="clip") as bar:
+    with storage.atomic_write(output) as folder, pool, bar:
         (folder / "audio").mkdir(parents=True)
         for name, planned in clips.items():
             rows[name] = []

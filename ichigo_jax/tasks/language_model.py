@@ -25,11 +25,11 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.text import exact_fraction
 from ichigo_jax.inference.language_model import LanguageModel, check_tokenizer
 from ichigo_jax.models import lora
-from ichigo_jax.models.folder import TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.parallel import hosts
-from ichigo_jax.storage import read_json, whole
+from ichigo_jax.storage import atomic_write, read_json
+from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, load_config, load_model, recorded_chat_date, save_model
 from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal, check_evaluation, check_weights
 from ichigo_jax.text.chat import encode_chat
@@ -327,7 +327,7 @@ class LanguageModelTask:
         of_data = {"init_from": self.config.init_from, "sound_form": self.data.sound_form, **self._listener}
         dated = {} if self.tokenizer.chat_date is None else {"chat_date": self.tokenizer.chat_date}
         provenance = {**origin, **of_data, **dated}
-        with hosts.first_enters(whole(folder), "saved all of a model folder") as partial:
+        with hosts.first_enters(atomic_write(folder), "saved all of a model folder") as partial:
             target = partial or folder  # of which the other processes make no use
             state = nnx.to_pure_dict(nnx.state(self._merged(model)))
             save_model(target, KIND, self.model_config, state, provenance, self.tokenizer_folder)

@@ -27,12 +27,12 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.text import error_rates
 from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
-from ichigo_jax.models.folder import fingerprint, load_config, load_model, save_model
 from ichigo_jax.models.quantizer import Quantizer
 from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import hosts, replicated
 from ichigo_jax.storage import read_json
+from ichigo_jax.storage.model_folder import fingerprint, load_config, load_model, save_model
 from ichigo_jax.tasks.mixture import mixed_examples, mixed_rows, source_metrics, source_report, source_shapes, source_totals
 from ichigo_jax.tasks.task import Scalars, check_equal, check_evaluation, check_weights
 from ichigo_jax.text.whisper import WhisperText

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.storage import read_json, whole, write_json
+from ichigo_jax.storage import atomic_write, read_json, write_json
 from ichigo_jax.vocab import sound_vocabulary
 
 BYTES = 256
@@ -119,7 +119,7 @@ def _add_special(backend: Tokenizer, names: Sequence[str]) -> None:
 def save_tokenizer(backend: Tokenizer, folder: str | os.PathLike, **settings: str) -> None:
     """Writes a tokenizer folder, whole; ``settings`` are its special tokens by their roles and its chat template."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings)
-    with whole(folder) as partial:
+    with atomic_write(folder) as partial:
         tokenizer.save_pretrained(partial)
         # transformers 5 names its own class and leaves the map out; written like this, version 4 and vLLM load it as well.
         config = read_json(partial / "tokenizer_config.json")

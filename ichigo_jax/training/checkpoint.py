@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.array_faults import reason, say_once
 from ichigo_jax.parallel import hosts
+from ichigo_jax.storage.array_faults import reason, say_once
 from ichigo_jax.training.state import TrainState
 
 BUCKET = "gs://"  # how the address of a folder in a bucket begins
@@ -189,7 +189,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # a damaged file shows in as many ways as there are libraries below
                 print(f"{self._folder / str(step)} cannot be read ({reason(error)})", file=sys.stderr)
-            if not hosts.largest(found is None):
+            if not hosts.max_over_hosts(found is None):
                 return Resumed(step, TrainState(**found.state), found.data)
             self._set_aside(step)
         if steps:

@@ -13,7 +13,7 @@ import optax
 
 from ichigo_jax.models.declare import cast_params
 from ichigo_jax.parallel import hosts
-from ichigo_jax.storage import whole, writing
+from ichigo_jax.storage import atomic_write, writing
 from ichigo_jax.training.trackers import Tracker
 
 
@@ -44,7 +44,7 @@ class MetricsLog:
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             self._last_step = {name for row in map(json.loads, kept) if row["step"] == step for name in row}
-            with whole(path, replace=True) as partial:
+            with atomic_write(path, replace=True) as partial:
                 partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def __enter__(self) -> MetricsLog:

@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.array_faults import reason
+from ichigo_jax.storage.array_faults import reason
 from ichigo_jax.training.checkpoint import BUCKET, COMMIT, check_address, check_fits
 
 NEWEST, BEST = "newest", "best"

@@ -29,7 +29,7 @@ class StopSignals:
 
     def anywhere(self) -> int | None:
         """The signal that any of the processes received; they agree on it, so that all stop after the same step."""
-        return hosts.largest(self.received or 0) or None
+        return hosts.max_over_hosts(self.received or 0) or None
 
     def _note(self, number: int, _frame) -> None:
         self.received = number

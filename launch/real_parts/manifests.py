@@ -110,7 +110,7 @@ def write_manifests(sets: Iterable[RecordingSet], folder: Path) -> None:
         rows = (prompts if wanted.texts == PROMPT_TEXTS else sentences)(part, wanted)
         path = folder / "manifests" / f"{wanted.name}.jsonl"
         lines = [json.dumps({**row, "path": f"../{wanted.part}/{row['path']}"}, ensure_ascii=False) + "\n" for row in rows]
-        with storage.whole(path, replace=True) as partial:
+        with storage.atomic_write(path, replace=True) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
         changed = "" if len(rows) == wanted.clips else f"; {wanted.clips} were expected, the package has changed"
         print(f"{path}: {len(rows)} clips, {sum(row['seconds'] for row in rows):.1f} seconds{changed}", flush=True)

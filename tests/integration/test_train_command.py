@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ichigo_jax.models.folder import load_arrays
+from ichigo_jax.storage.model_folder import load_arrays
 from tests.integration.conftest import REPOSITORY, environment, run, start
 
 TINY = [

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ichigo_jax.models.folder import load_arrays
 from ichigo_jax.storage import write_json
+from ichigo_jax.storage.model_folder import load_arrays
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 from tests.integration.conftest import REPOSITORY, environment, run
 from tests.integration.test_train_command import command, metrics, wait_for_step

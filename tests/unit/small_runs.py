@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from flax import nnx
 
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.storage import write_json
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text import TextTokenizer, train_llama_tokenizer
 from ichigo_jax.training import run_config
 

@@ -12,9 +12,9 @@ from test_extend_vocabulary import qwen_folder
 
 from converters import language_model
 from ichigo_jax import Assistant, LanguageModel
-from ichigo_jax.models.folder import load_config, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_config, save_model
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 from ichigo_jax.train import train

@@ -20,8 +20,8 @@ from ichigo_jax.data.encoded import encode_rows
 from ichigo_jax.data.row_formats import RowEncoder, RowFormat
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.models.folder import recorded_chat_date
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import recorded_chat_date
 from ichigo_jax.tasks import make_task
 from ichigo_jax.text import TextTokenizer, chat_template, encode_chat, train_llama_tokenizer
 from ichigo_jax.training.run_config import load

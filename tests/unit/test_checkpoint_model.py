@@ -14,8 +14,8 @@ from converters.__main__ import main as converters_main
 from ichigo_jax import evaluate
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.models.folder import load_arrays
 from ichigo_jax.models.lora import load_adapter
+from ichigo_jax.storage.model_folder import load_arrays
 from ichigo_jax.tasks.checkpoint_model import save_checkpoint_model
 from ichigo_jax.train import train
 

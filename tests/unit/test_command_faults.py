@@ -18,9 +18,9 @@ from test_speech_tokenizer import NANO, noise
 from ichigo_jax import SpeechTokenizer, evaluate, generate, synthesize, tokenize, train_text_tokenizer, transcribe
 from ichigo_jax.inference.decoding_options import GREEDY
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
 from ichigo_jax.storage import read_json
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.text.whisper import language_code
 

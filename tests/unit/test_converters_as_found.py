@@ -12,9 +12,9 @@ from test_converters_llama import LLAMA3, SIZES, assert_same_bits, nothing_left,
 from converters import engine, language_model, llama, safetensors_files
 from ichigo_jax import LanguageModel
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config
 from ichigo_jax.models.llama import LanguageModelConfig
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ from converters import ctranslate2, torch_files, whisper
 from converters.__main__ import main
 from converters.recognise import recognise
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.text.whisper import WhisperText
 

@@ -14,9 +14,9 @@ from converters import extend_vocabulary, gguf_files, gguf_language_model, gguf_
 from converters.__main__ import main
 from converters.engine import TensorInfo
 from converters.recognise import recognise
-from ichigo_jax.models.folder import load_arrays, load_config
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig, RopeScaling
 from ichigo_jax.storage import read_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.text.train_tokenizer import save_tokenizer, train_llama_tokenizer
 

@@ -17,9 +17,9 @@ from converters import engine, language_model, llama, safetensors_files, stored_
 from converters.__main__ import main
 from converters.recognise import recognise
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config, load_model, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config, load_model, save_model
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 from ichigo_jax.vocab import SoundVocabulary
 

@@ -16,10 +16,10 @@ from test_converters_llama import assert_same_bits, hf_model, nothing_left, our_
 from converters import engine, language_model, lora, safetensors_files
 from converters.recognise import recognise
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config, save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig, load_adapter, merge_arrays
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config, save_model
 from ichigo_jax.tasks.language_model import LanguageModelTask
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer

@@ -9,7 +9,7 @@ import large_models
 import pytest
 
 from converters import safetensors_files
-from ichigo_jax.models import stored_arrays
+from ichigo_jax.storage import stored_arrays
 
 pytest.importorskip("torch")
 

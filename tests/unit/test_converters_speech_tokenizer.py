@@ -11,9 +11,9 @@ from converters import codebook, quantizer, torch_files
 from converters.__main__ import main
 from ichigo_jax import SpeechTokenizer
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config
 
 torch = pytest.importorskip("torch")
 whisper = pytest.importorskip("whisper")

@@ -12,9 +12,9 @@ from converters.__main__ import main
 from converters.recognise import recognise
 from ichigo_jax.audio.log_mel import log_mel
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config, load_model
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config, load_model
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.text.whisper import WhisperText
 

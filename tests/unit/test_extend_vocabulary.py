@@ -13,9 +13,9 @@ from converters import engine, extend_vocabulary, language_model, safetensors_fi
 from converters.__main__ import main
 from converters.recognise import recognise
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import load_arrays, load_config
 from ichigo_jax.models.llama import LanguageModelConfig
 from ichigo_jax.storage import read_json, write_json
+from ichigo_jax.storage.model_folder import load_arrays, load_config
 from ichigo_jax.text import train_tokenizer
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.vocab import SoundVocabulary, sound_text, sound_token

@@ -21,9 +21,9 @@ from ichigo_jax.decoding.sampling import (
 )
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
 from ichigo_jax.models.stack import unstack_layers
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text import TextTokenizer, train_llama_tokenizer
 from ichigo_jax.vocab import SoundVocabulary
 

@@ -14,10 +14,10 @@ from test_generation import LLAMA
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.inference.quantization import quantization_error
-from ichigo_jax.models.folder import load_model, save_model
 from ichigo_jax.models.linear import project
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.models.quantized_weights import QuantizedKernel, quantize
+from ichigo_jax.storage.model_folder import load_model, save_model
 
 D, V = 64, 96
 CONFIG = LanguageModelConfig(

@@ -16,10 +16,10 @@ from ichigo_jax.audio.decode import AudioError
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference import speech_tokenizer
 from ichigo_jax.models.declare import cast_params
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.quantizer import QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.whisper import WhisperConfig
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.text.whisper import WhisperText
 

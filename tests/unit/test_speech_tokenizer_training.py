@@ -22,10 +22,10 @@ from ichigo_jax.data import speech
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.speech import Layout, SpeechExamples, read_transcripts
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.quantizer import Quantizer, QuantizerConfig
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import batch_sharding, make_mesh
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.tasks.speech_tokenizer import SpeechTokenizerTask
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.train import make_step, train

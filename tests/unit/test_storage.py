@@ -17,12 +17,12 @@ from ichigo_jax.data.row_files import read_first_rows
 from ichigo_jax.data.sources import source_names
 from ichigo_jax.errors import InputError, one_line
 from ichigo_jax.storage import (
+    atomic_write,
     check_output,
     json_object,
     open_output,
     read_json,
     read_json_lines,
-    whole,
     write_json,
     write_json_line,
 )
@@ -124,7 +124,7 @@ class TestOutputs:
         for target in (file, folder, link):
             with pytest.raises(InputError, match="exists already"):
                 check_output(target)
-            with pytest.raises(InputError, match="exists already"), whole(target):
+            with pytest.raises(InputError, match="exists already"), atomic_write(target):
                 raise AssertionError("nothing is written")
         check_output(file, replace=True)
         for refused in (lambda: check_output(folder, replace=True), lambda: write_json(folder, {})):
@@ -156,7 +156,7 @@ class TestOutputs:
             def refuse(number=number, reason=reason, **_):
                 raise OSError(number, reason)
 
-            monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
+            monkeypatch.setattr(storage.files.tempfile, "TemporaryFile", refuse)
             with pytest.raises(InputError, match=f"x.json: cannot be written: {reason}"):
                 check_output(tmp_path / "new" / "x.json")
         assert not list(tmp_path.iterdir()), "a check leaves nothing"

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.models import stored_arrays
+from ichigo_jax.storage import stored_arrays
 
 STATE = {
     ("embedding",): np.arange(70 * 4, dtype=np.float32).reshape(70, 4).astype(ml_dtypes.bfloat16),

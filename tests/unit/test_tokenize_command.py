@@ -11,8 +11,8 @@ from reference_weights import filled
 from test_speech_tokenizer import NANO, noise
 
 from ichigo_jax import SpeechTokenizer, tokenize, transcribe
-from ichigo_jax.models.folder import save_model
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
+from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 
 RATE = 16000

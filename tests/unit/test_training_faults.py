@@ -25,9 +25,9 @@ from ichigo_jax.data.encoded import encode_rows
 from ichigo_jax.data.faults import FaultLog
 from ichigo_jax.data.row_formats import RowEncoder, RowFormat
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.array_faults import say_once
-from ichigo_jax.models.folder import load_arrays, save_model
 from ichigo_jax.models.llama import Llama
+from ichigo_jax.storage.array_faults import say_once
+from ichigo_jax.storage.model_folder import load_arrays, save_model
 from ichigo_jax.tasks import make_task
 from ichigo_jax.tasks.language_model import LanguageModelTask
 from ichigo_jax.text import TextTokenizer

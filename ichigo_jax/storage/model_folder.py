@@ -25,9 +25,8 @@ from jax.sharding import Mesh
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models import array_faults, stored_arrays
 from ichigo_jax.parallel import hosts, named_sharding
-from ichigo_jax.storage import read_json, whole, write_json
+from ichigo_jax.storage import array_faults, atomic_write, read_json, stored_arrays, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
 PROVENANCE = "provenance.json"
@@ -57,7 +56,7 @@ def new_model(
     Raises:
       InputError: the folder exists, or cannot be written.
     """
-    with array_faults.writing(folder), whole(folder, replace) as partial:
+    with array_faults.writing(folder), atomic_write(folder, replace) as partial:
         partial.mkdir()
         yield stored_arrays.create(partial, arrays)
         write_json(partial / "config.json", {"kind": kind, **configuration.to_dict(config)})
