@@ -22,6 +22,7 @@ from flax import nnx
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.declare import Buffer
+from ichigo_jax.storage.shapes import shape_faults
 from ichigo_jax.storage.stored_arrays import rows_per_block
 
 LAYER = "{i}"
@@ -124,13 +125,8 @@ def check_stored(state: Mapping[Path, Any], targets: Shapes, source: os.PathLike
     Raises:
       InputError: naming every array that is unknown, missing or of another shape.
     """
-    faults = [f"{'.'.join(path)} is unknown" for path in sorted(state.keys() - targets.keys())]
-    for path, shape in targets.items():
-        found = tuple(state[path].shape) if path in state else None
-        if found != shape:
-            expected = "is missing" if found is None else f"has shape {found}, expected {shape}"
-            faults.append(f"{'.'.join(path)} {expected}")
-    if faults:
+    found = {".".join(path): array.shape for path, array in state.items()}
+    if faults := shape_faults(found, {".".join(path): shape for path, shape in targets.items()}):
         raise InputError(f"{source}: params/ do not fit config.json: {'; '.join(faults)}")
 
 
@@ -224,17 +220,9 @@ def check(
         between the layers of one stacked array.
     """
     expected = {piece.source: piece for piece in pieces}
-    faults = [*faults, *(f"{key} is unknown" for key in sorted(found.keys() - expected.keys() - optional.keys()))]
-    for key, shape in optional.items():
-        if key in found and found[key].shape != shape:
-            faults.append(f"{key} has shape {list(found[key].shape)}, expected {list(shape)}")
-    for key, piece in expected.items():
-        if key not in found:
-            faults.append(f"{key} is missing" + (f" ({advice[key]})" if key in advice else ""))
-            continue
-        info = found[key]
-        if info.shape != piece.shape:
-            faults.append(f"{key} has shape {list(info.shape)}, expected {list(piece.shape)}")
+    shapes = {key: info.shape for key, info in found.items()}
+    wanted = {key: piece.shape for key, piece in expected.items()}
+    faults = [*faults, *shape_faults(shapes, wanted, optional=optional, advice=advice)]
     faults += _dtype_faults([piece for key, piece in expected.items() if key in found], found, keeps_dtypes, uncast)
     if faults:
         raise InputError(f"{where}: weights do not fit the config: {'; '.join(faults)}")

@@ -27,6 +27,7 @@ from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import hosts, named_sharding
 from ichigo_jax.storage import array_faults, atomic_write, read_json, stored_arrays, write_json
+from ichigo_jax.storage.shapes import shape_faults
 
 TOKENIZER_FOLDER = "tokenizer"
 PROVENANCE = "provenance.json"
@@ -151,13 +152,8 @@ def load_model(
     flat = nnx.to_flat_state(state)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     known = {key: variable.get_value() for key, variable in flat}
-    faults = [f"{'.'.join(map(str, key))} missing" for key in known if key not in stored]
-    for key, store in stored.items():
-        if key not in known:
-            faults.append(f"{'.'.join(map(str, key))} unknown")
-        elif store.shape != known[key].shape:
-            faults.append(f"{'.'.join(map(str, key))} has shape {store.shape}, expected {known[key].shape}")
-    if faults:
+    shapes = [{".".join(map(str, key)): array.shape for key, array in arrays.items()} for arrays in (stored, known)]
+    if faults := shape_faults(*shapes):
         raise InputError(f"{folder}/params does not fit its config.json: {'; '.join(faults)}")
     target = {}
     for key, variable in flat:

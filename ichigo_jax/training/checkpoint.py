@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage.array_faults import reason, say_once
+from ichigo_jax.storage.shapes import shape_faults
 from ichigo_jax.training.state import TrainState
 
 BUCKET = "gs://"  # how the address of a folder in a bucket begins
@@ -258,13 +259,7 @@ def check_fits(stored: Mapping[str, Any], target: Mapping[str, Any], where: Any)
     Raises:
       InputError: arrays missing, unknown or of another shape; the message names the first few.
     """
-    found, expected = _shapes(stored), _shapes(target)
-    faults = [f"{name} is not in it" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(found.keys() & expected.keys()):
-        if found[name] != expected[name]:
-            faults.append(f"{name} has shape {found[name]}, expected {expected[name]}")
-    if faults:
+    if faults := shape_faults(_shapes(stored), _shapes(target)):
         raise InputError(f"{where} does not fit this config: {'; '.join(faults[:4])}")
 
 

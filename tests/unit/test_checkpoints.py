@@ -132,7 +132,7 @@ def test_when_none_can_be_read_nothing_is_begun_anew(tmp_path):
 
 def test_another_model_is_refused_and_nothing_renamed(tmp_path):
     saved(tmp_path, (2,))
-    with pytest.raises(InputError, match=r"2 does not fit this config: .*weight has shape \(4, 3\), expected \(5, 3\)"):
+    with pytest.raises(InputError, match=r"2 does not fit this config: .*weight has shape \[4, 3\], expected \[5, 3\]"):
         resume(tmp_path, size=5)
     assert (tmp_path / "2").is_dir()
 

@@ -546,7 +546,7 @@ def test_params_that_do_not_fit_the_config(hf_folders, tmp_path):
     write_json(tmp_path / "model" / "config.json", settings)
     with pytest.raises(InputError, match=r"lm_head is missing") as caught:
         language_model.export_hf(tmp_path / "model", tmp_path / "hf")
-    assert "layers.feed_forward.up has shape (3, 32, 48), expected (3, 32, 40)" in str(caught.value)
+    assert "layers.feed_forward.up has shape [3, 32, 48], expected [3, 32, 40]" in str(caught.value)
     assert nothing_left(tmp_path, "model")
 
 
