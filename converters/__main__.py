@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from converters import (
     whisper,
 )
 from converters.recognise import Recognised, recognise
+from converters.safetensors_files import SHARD_BYTES
 from ichigo_jax import errors
 
 EXPORTS = {
@@ -98,16 +100,23 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise errors.InputError(f"--base with --format {format} found, expected it with --format peft only")
     if arguments.part and format != "hf":
         raise errors.InputError(f"--part with --format {format} found, expected it with a language model's hf only")
+    if format != "hf" or found.kind != language_model.KIND:
+        given = [f"--{name.replace('_', '-')}" for name in ("dtype", "max_shard_size") if getattr(arguments, name)]
+        if given:
+            raise errors.InputError(f"{given[0]} with {_name(found)} found, expected it with a language model's hf only")
+    shard_bytes = arguments.max_shard_size or SHARD_BYTES
     print(f"recognised: {_name(found)}")
     if arguments.part:
-        files = language_model.export_part(found.path, arguments.target, *_part(arguments.part))
+        files = language_model.export_part(found.path, arguments.target, *_part(arguments.part), shard_bytes, arguments.dtype)
         print(f"written: {len(files)} weight files; the same command without --part ends the export when all parts are there")
         return
     if format == "peft":
         lora.export_peft(found.path, arguments.target, arguments.base)
     elif found.kind == language_model.KIND:
         compare_bytes = int(arguments.compare_up_to * 1e9)
-        provenance = language_model.export_hf(found.path, arguments.target, compare_bytes=compare_bytes)
+        provenance = language_model.export_hf(found.path, arguments.target, shard_bytes, compare_bytes, arguments.dtype)
+        if "export_rounding_logit_diff" in provenance:
+            print(f"rounding to {arguments.dtype} changes logits by at most {provenance['export_rounding_logit_diff']:.2g}")
         if "export_not_compared" in provenance:
             print(f"not compared with transformers: {provenance['export_not_compared']}")
         else:
@@ -125,6 +134,14 @@ def _part(text: str) -> tuple[int, int]:
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise errors.InputError(f"--part {text} found, expected I/N with 1 <= I <= N")
     return int(part) - 1, int(parts)
+
+
+def _shard_bytes(text: str) -> int:
+    """``"2GB"`` -> 2,000,000,000, as transformers reads it."""
+    found = re.fullmatch(r"(\d+)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not found or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} found, expected a size such as 2GB, 500MB")
+    return int(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
 
 
 def _default_format(found: Recognised) -> str:
@@ -247,6 +264,15 @@ def build_parser() -> argparse.ArgumentParser:
         default=language_model.COMPARE_BYTES / 1e9,
         help="a language model that takes more than this in float32 is not run through transformers before it is published; "
         "the comparison holds it in memory (default: %(default)s)",
+    )
+    exporting.add_argument(
+        "--dtype", choices=[*engine.IMPORT_DTYPES], help="round a language model's weights (default: as they are)"
+    )
+    exporting.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=_shard_bytes,
+        help="largest weight file of a language model, such as 2GB (default: 5GB)",
     )
     exporting.add_argument(
         "--part",

@@ -156,6 +156,26 @@ class Weight(TensorInfo, abc.ABC):
         yield self.read()
 
 
+@dataclasses.dataclass(frozen=True)
+class CastWeight(Weight):
+    """Another weight, rounded to ``dtype`` as it is read."""
+
+    weight: Weight
+
+    def read(self) -> np.ndarray:
+        return self.weight.read().astype(self.dtype)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        return (block.astype(self.dtype) for block in self.weight.blocks())
+
+
+def cast(weights: Mapping[str, Weight], dtype: str | None) -> Mapping[str, Weight]:
+    """The same weights in ``dtype``; None: as they are."""
+    if dtype is None:
+        return weights
+    return {name: CastWeight(IMPORT_DTYPES[dtype], weight.shape, weight) for name, weight in weights.items()}
+
+
 def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Views of an array's rows, in order, ``stored_arrays.CHUNK_BYTES`` at a time."""
     rows = rows_per_block(array.shape, array.itemsize)

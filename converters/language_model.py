@@ -240,15 +240,20 @@ def open_folder(source: Path) -> tuple[LanguageModelConfig, Mapping[str, engine.
 
 
 def export_part(
-    source: Path, target: Path, part: int, parts: int, shard_bytes: int = safetensors_files.SHARD_BYTES
-) -> list[str]:  # fmt: skip
+    source: Path,
+    target: Path,
+    part: int,
+    parts: int,
+    shard_bytes: int = safetensors_files.SHARD_BYTES,
+    dtype: str | None = None,
+) -> list[str]:
     """Writes every ``parts``-th weight file of an export beside it, on one of as many hosts that share a disk.
 
     ``export_hf`` then takes the files that are there and writes what is missing. Files are whole or not there at all, and
     those that are there already stay, so a host that was interrupted can begin again.
 
     Args:
-      source, target, shard_bytes: as for ``export_hf``.
+      source, target, shard_bytes, dtype: as for ``export_hf``.
       part: which part, from 0.
       parts: how many there are.
 
@@ -260,7 +265,7 @@ def export_part(
     """
     if target.exists():
         raise InputError(f"{target}: exists already; remove it or choose another name")
-    _, weights = open_folder(source)
+    weights = engine.cast(open_folder(source)[1], dtype)
     folder = _claimed_parts(target, source)
     mine = dict(itertools.islice(safetensors_files.shards_of(weights, shard_bytes).items(), part, None, parts))
     with _reading(weights, source, sum(map(len, mine.values()))) as read:
@@ -290,7 +295,11 @@ def _claimed_parts(target: Path, source: Path) -> Path:
 
 
 def export_hf(
-    source: Path, target: Path, shard_bytes: int = safetensors_files.SHARD_BYTES, compare_bytes: int = COMPARE_BYTES
+    source: Path,
+    target: Path,
+    shard_bytes: int = safetensors_files.SHARD_BYTES,
+    compare_bytes: int = COMPARE_BYTES,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Writes a whole Hugging Face folder from a model folder, one tensor at a time, and only if both give the same logits.
 
@@ -301,10 +310,11 @@ def export_hf(
       target: must not exist.
       shard_bytes: largest weight file, in bytes of data.
       compare_bytes: the logits of a model that takes more than this in float32 are not compared.
+      dtype: what the weights are rounded to; None: each stays as it is.
 
     Returns:
       What was written to ``provenance.json``; ``export_max_abs_logit_diff`` in it is None where nothing was compared, and
-      ``export_not_compared`` says why.
+      ``export_not_compared`` says why. ``export_rounding_logit_diff`` is what rounding to ``dtype`` changes.
 
     Raises:
       InputError: a source that is broken, or an export whose logits differ by more than 1e-3 in float32.
@@ -312,25 +322,28 @@ def export_hf(
     with atomic_write(target) as partial:
         partial.mkdir()
         config, weights = open_folder(source)
+        weights = engine.cast(weights, dtype)
         parts = _claimed_parts(target, source) if _parts_folder(target).exists() else None
         write_weights(partial, weights, source, shard_bytes, parts)
         if (source / TOKENIZER_FOLDER).is_dir():
             copy_files(COMPANIONS, source / TOKENIZER_FOLDER, partial)
         special_ids = _special_ids(partial, config)
-        dtype = str(weights[llama.EMBEDDING].dtype)
-        write_json(partial / "config.json", llama.config_to_hf(config, dtype, special_ids))
+        written = str(weights[llama.EMBEDDING].dtype)
+        write_json(partial / "config.json", llama.config_to_hf(config, written, special_ids))
         generation = eos.generation_config(partial)
         if not generation or eos.ids_in(generation, partial) != config.eos_token_ids:
             ends = {"eos_token_id": special_ids["eos_token_id"]}
             write_json(partial / "generation_config.json", special_ids | generation | ends)
 
         reason = logits.reason_not_to_compare(weights.values(), compare_bytes)
-        difference = None if reason else logits.compare(partial, source, config)
+        compared = logits.Comparison(None, None) if reason else logits.compare(partial, source, config, dtype)
         provenance = {
             "source": source.resolve().name,
             "source_format": "model folder",
             **heard_in_training(source),
-            "export_max_abs_logit_diff": difference,
+            "export_dtype": written,
+            "export_max_abs_logit_diff": compared.difference,
+            **({} if compared.rounding is None else {"export_rounding_logit_diff": compared.rounding}),
             **({"export_not_compared": reason} if reason else {}),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         }

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx
 
 from converters.engine import TensorInfo
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
 from ichigo_jax.storage.model_folder import load_model
 
@@ -37,23 +39,43 @@ def reason_not_to_compare(weights: Iterable[TensorInfo], most_bytes: int) -> str
     return None
 
 
-def compare(exported: Path, source: os.PathLike, config: LanguageModelConfig) -> float:
-    """The largest absolute difference between the logits of transformers on ``exported`` and ours on ``source``, in float32.
+class Comparison(NamedTuple):
+    """Largest absolute differences of logits, computed in float32; None where nothing was compared.
 
-    One of the two models is in memory at a time.
+    Attributes:
+      difference: between transformers on the exported weights and ours on the same weights.
+      rounding: between our logits with the weights as they are and as they were written; None where they are the same.
+    """
+
+    difference: float | None
+    rounding: float | None
+
+
+def compare(exported: Path, source: os.PathLike, config: LanguageModelConfig, dtype: str | None = None) -> Comparison:
+    """Runs an exported folder in transformers, and the model folder that it comes from here, both in float32.
+
+    One model is in memory at a time.
+
+    Args:
+      exported: the Hugging Face folder.
+      source: the model folder.
+      config: of the model.
+      dtype: what the export rounded the weights to; None: nothing.
 
     Raises:
-      InputError: more than ``MAX_LOGIT_DIFFERENCE``, or transformers does not load the folder as it stands.
+      InputError: a difference of more than ``MAX_LOGIT_DIFFERENCE``, or transformers does not load the folder as it stands.
     """
     prompts = check_prompts(config)
-    difference = np.abs(_their_logits(exported, prompts) - _our_logits(source, config, prompts))
-    largest = float(difference.max())
+    exact = ours = _our_logits(source, config, prompts)
+    if dtype is not None:
+        ours = _our_logits(source, config, prompts, dtype)
+    largest = float(np.abs(_their_logits(exported, prompts) - ours).max())
     if not largest <= MAX_LOGIT_DIFFERENCE:  # NaN is refused as well
         raise InputError(
             f"the exported weights give logits in transformers that differ by {largest} from the model's, "
             f"expected at most {MAX_LOGIT_DIFFERENCE} in float32; nothing was published"
         )
-    return largest
+    return Comparison(largest, None if dtype is None else float(np.abs(exact - ours).max()))
 
 
 def _their_logits(folder: Path, prompts: np.ndarray) -> np.ndarray:
@@ -70,14 +92,17 @@ def _their_logits(folder: Path, prompts: np.ndarray) -> np.ndarray:
         return model.eval()(torch.from_numpy(prompts)).logits.numpy()
 
 
-def _our_logits(folder: os.PathLike, config: LanguageModelConfig, prompts: np.ndarray) -> np.ndarray:
+def _our_logits(
+    folder: os.PathLike, config: LanguageModelConfig, prompts: np.ndarray, rounded_to: str = "float32"
+) -> np.ndarray:  # fmt: skip
     @nnx.jit
     def logits(model: Llama, tokens: jax.Array) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, _ = model(tokens, positions)
         return model.logits(hidden)
 
-    model = load_model(folder, lambda rngs: Llama(config, rngs), jnp.float32)
+    model = load_model(folder, lambda rngs: Llama(config, rngs), jnp.dtype(rounded_to))
+    nnx.update(model, cast_params(nnx.state(model), jnp.float32))
     with jax.default_matmul_precision("highest"):
         return np.asarray(logits(model, jnp.asarray(prompts, jnp.int32)))
 

@@ -146,6 +146,32 @@ def test_round_trip_is_bit_exact_and_whole(family, hf_folders, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").convert_tokens_to_ids("<|sound_0003|>") == 269
 
 
+def test_float32_leaves_as_bfloat16_and_says_what_that_costs(family, hf_folders, tmp_path, capsys):
+    language_model.import_hf(hf_folders[family], tmp_path / "model", "float32")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "model"), str(tmp_path / "hf"), "--dtype", "bfloat16", "--max-shard-size", "20KB"])
+    printed, provenance = capsys.readouterr().out, read_json(tmp_path / "hf" / "provenance.json")
+    assert ended.value.code == 0 and "rounding to bfloat16 changes logits by at most 0.0" in printed
+    assert provenance["export_dtype"] == "bfloat16" and provenance["export_max_abs_logit_diff"] < 1e-4
+    assert 1e-4 < provenance["export_rounding_logit_diff"] < 0.1
+    exported, exact = tensors_of(tmp_path / "hf"), tensors_of(hf_folders[family])
+    assert exported.keys() == exact.keys()
+    for name, tensor in exported.items():
+        assert tensor.dtype == ml_dtypes.bfloat16, name
+        np.testing.assert_array_equal(tensor, exact[name].astype(ml_dtypes.bfloat16))
+    files = [*(tmp_path / "hf").glob("*.safetensors")]
+    assert len(files) > 1 and all(file.stat().st_size < 60_000 for file in files)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
+    assert config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", ["0GB", "many", "-1MB", "1.5GB"])
+def test_shard_sizes_that_are_none(size, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"])
+    assert ended.value.code == 2 and "expected a size such as 2GB" in capsys.readouterr().err
+
+
 def test_bfloat16_round_trip_in_shards(hf_folders, tmp_path):
     hf_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "source", max_shard_size="30KB")
     assert (tmp_path / "source" / safetensors_files.INDEX).exists()
