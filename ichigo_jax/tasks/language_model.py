@@ -31,11 +31,40 @@ from ichigo_jax.tasks.mixture import Mixture, source_metrics, source_report, sou
 from ichigo_jax.tasks.task import check_equal
 from ichigo_jax.text.chat import encode_chat
 from ichigo_jax.text.tokenizer import TextTokenizer
-from ichigo_jax.training.language_config import EvaluationSet, LanguageSections, NewModel, Source
+from ichigo_jax.training.language_config import EvaluationSet, LanguageData, LanguageObjective, NewModel, Source, StartingModel
 from ichigo_jax.training.losses import Scalars, count_targets, vocabulary_loss
 from ichigo_jax.training.run_config import RunConfig
 
 KIND = "language_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageSections:
+    """The config's sections in the fields of this task."""
+
+    data: LanguageData
+    objective: LanguageObjective
+    starting: StartingModel
+
+    @classmethod
+    def of(cls, config: RunConfig) -> LanguageSections:
+        starting = StartingModel(None, None, None)
+        if config.init_from is not None and config.model is not None:
+            starting = _starting_model(config.model)
+        return cls(
+            configuration.from_dict(LanguageData, config.data, "config.data"),
+            configuration.from_dict(LanguageObjective, config.objective, "config.objective"),
+            starting,
+        )
+
+
+def _starting_model(values: Any) -> StartingModel:
+    if "text_tokenizer" in values:
+        raise InputError(
+            "config.model of a new model found beside config.init_from; expected None, or what the model folder must hold "
+            "(llama, adapter, base_dtype)"
+        )
+    return configuration.from_dict(StartingModel, values, "config.model")
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ choice, the divergence from Whisper's own predictions (``ichigo_asr``'s phase 1)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from ichigo_jax import configuration
 from ichigo_jax.audio.log_mel import frame_count
 from ichigo_jax.audio.noise import add_noise
 from ichigo_jax.data.faults import FaultLog
@@ -34,7 +36,7 @@ from ichigo_jax.tasks.task import check_equal
 from ichigo_jax.text.whisper import WhisperText
 from ichigo_jax.training.losses import Scalars, count_rows, count_targets, cross_entropy_sums, divergence_sum
 from ichigo_jax.training.run_config import RunConfig
-from ichigo_jax.training.speech_config import EvaluationSet, Source, SpeechSections
+from ichigo_jax.training.speech_config import EvaluationSet, Source, SpeechData, SpeechObjective
 
 KIND = "speech_tokenizer"
 ERROR_RATES = ("wer", "cer")  # what ``error_rates`` gives
@@ -49,6 +51,32 @@ OF_TRAINING = (
     "embeddings_std",
 )
 NOISE = 0x6E6F  # keeps the random numbers of the noise apart from the quantisers'
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechSections:
+    """The config's sections in the fields of this task."""
+
+    model: SpeechTokenizerConfig
+    data: SpeechData
+    objective: SpeechObjective
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SpeechSections:
+        """Raises ``InputError`` where sections are wrong, or do not go together."""
+        sections = cls(
+            configuration.from_dict(SpeechTokenizerConfig, config.model, "config.model"),
+            configuration.from_dict(SpeechData, config.data, "config.data"),
+            configuration.from_dict(SpeechObjective, config.objective, "config.objective"),
+        )
+        objective, frozen, attention = sections.objective, config.optimizer.frozen, config.train.attention
+        if attention != "xla":
+            raise InputError(f"train.attention {attention!r} found, expected 'xla': Whisper has no other")
+        if not objective.bottleneck and (objective.kl_weight or objective.noise_weight):
+            raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
+        if objective.kl_weight and "whisper" not in frozen:
+            raise InputError(f"kl_weight {objective.kl_weight} found with frozen {frozen}, expected 'whisper' in it: it teaches")
+        return sections
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LlamaConfig
 from ichigo_jax.models.lora import LoraConfig
 from ichigo_jax.training.mixture_config import check_evaluation, check_weights
-from ichigo_jax.training.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,32 +131,3 @@ class LanguageObjective:
             raise InputError(f"loss_chunk {self.loss_chunk} found, expected a positive number of tokens or None")
         if not 0 <= self.z_loss < math.inf:
             raise InputError(f"z_loss {self.z_loss} found, expected a finite number, 0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageSections:
-    """The config's sections in the fields of this task."""
-
-    data: LanguageData
-    objective: LanguageObjective
-    starting: StartingModel
-
-    @classmethod
-    def of(cls, config: RunConfig) -> LanguageSections:
-        starting = StartingModel(None, None, None)
-        if config.init_from is not None and config.model is not None:
-            starting = _starting_model(config.model)
-        return cls(
-            configuration.from_dict(LanguageData, config.data, "config.data"),
-            configuration.from_dict(LanguageObjective, config.objective, "config.objective"),
-            starting,
-        )
-
-
-def _starting_model(values: Any) -> StartingModel:
-    if "text_tokenizer" in values:
-        raise InputError(
-            "config.model of a new model found beside config.init_from; expected None, or what the model folder must hold "
-            "(llama, adapter, base_dtype)"
-        )
-    return configuration.from_dict(StartingModel, values, "config.model")

@@ -1,4 +1,4 @@
-"""The sections of a config that are the speech tokenizer's own: its model, data and objective."""
+"""The sections of a config that are the speech tokenizer's own: its data and objective."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
-from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig
 from ichigo_jax.training.mixture_config import check_evaluation, check_weights
-from ichigo_jax.training.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +80,3 @@ class SpeechObjective:
         ratios = self.noise_snr_db
         if len(ratios) != 2 or not -math.inf < ratios[0] <= ratios[1] < math.inf:
             raise InputError(f"noise_snr_db {ratios} found, expected the lowest and the highest, both finite")
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeechSections:
-    """The config's sections in the fields of this task."""
-
-    model: SpeechTokenizerConfig
-    data: SpeechData
-    objective: SpeechObjective
-
-    @classmethod
-    def of(cls, config: RunConfig) -> SpeechSections:
-        """Raises ``InputError`` where sections are wrong, or do not go together."""
-        sections = cls(
-            configuration.from_dict(SpeechTokenizerConfig, config.model, "config.model"),
-            configuration.from_dict(SpeechData, config.data, "config.data"),
-            configuration.from_dict(SpeechObjective, config.objective, "config.objective"),
-        )
-        objective, frozen, attention = sections.objective, config.optimizer.frozen, config.train.attention
-        if attention != "xla":
-            raise InputError(f"train.attention {attention!r} found, expected 'xla': Whisper has no other")
-        if not objective.bottleneck and (objective.kl_weight or objective.noise_weight):
-            raise InputError("kl_weight or noise_weight found without the bottleneck, expected 0: they train it")
-        if objective.kl_weight and "whisper" not in frozen:
-            raise InputError(f"kl_weight {objective.kl_weight} found with frozen {frozen}, expected 'whisper' in it: it teaches")
-        return sections
