@@ -31,7 +31,7 @@ from ichigo_jax.models.llama import Llama
 from ichigo_jax.tasks import open_files, planned_task
 from ichigo_jax.tasks.language_model import LanguageEvaluation
 from ichigo_jax.text import TextTokenizer
-from ichigo_jax.train import make_step, train
+from ichigo_jax.train import main, make_step, train
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints
 from ichigo_jax.training.goodput import Goodput
@@ -204,6 +204,22 @@ def test_numbers_out_of_range_are_refused_when_the_config_is_read(override, mess
     with pytest.raises(InputError) as error:
         load(NANO, [f"--config.{override}"])
     assert message in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the following arguments are required: --config, --workdir; see python -m ichigo_jax.train --help"),
+        (["--config", NANO], "the following arguments are required: --workdir"),
+        (["--config", NANO, "--workdir", "run", "--profile"], "argument --profile: expected one argument"),
+        (["--config", NANO, "--workdir", "run", "--step", "3"], "'--step' found, expected --config.section.field=value"),
+    ],
+)
+def test_a_wrong_flag_of_train_is_one_line(capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
 def test_numbers_of_the_tasks_own_fields(root, tmp_path):
