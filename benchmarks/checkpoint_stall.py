@@ -28,7 +28,7 @@ from side_by_side import load_average, report, seconds
 
 from ichigo_jax.models.llama import LlamaConfig
 from ichigo_jax.parallel import make_mesh
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import planned_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints
@@ -53,7 +53,7 @@ def stall_rows(llama: LlamaConfig, rows: int, length: int, steps: int, repeats: 
     config = run_config.load(str(ROOT / "configs" / "nano_llama.py"), overrides)
     model = {"llama": dataclasses.asdict(llama), "adapter": None, "base_dtype": None}
     config = dataclasses.replace(config, init_from="random", model=model)
-    task, mesh = make_task(config, None), make_mesh(vars(config.mesh))
+    task, mesh = planned_task(config), make_mesh(vars(config.mesh))
     batch = rows_of(np.random.default_rng(0).integers(0, llama.vocab_size, (rows, length), np.int32), (length,))
     spent, blocked, left = [], [], []
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:

@@ -38,7 +38,7 @@ from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, Rop
 from ichigo_jax.models.stack import unstack_layers
 from ichigo_jax.parallel import make_mesh
 from ichigo_jax.parallel.chips import chip_of
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import planned_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
 
@@ -75,7 +75,7 @@ def training(llama: LlamaConfig, length: int, overrides: list[str], folder: Path
     config = run_config.load(str(ROOT / "configs" / "nano_llama.py"), [f"--config.{field}" for field in fields + overrides])
     model = {"llama": dataclasses.asdict(llama), "adapter": None, "base_dtype": None}
     config = dataclasses.replace(config, init_from=str(folder), model=model)
-    task, mesh = make_task(config, None), make_mesh(vars(config.mesh))
+    task, mesh = planned_task(config), make_mesh(vars(config.mesh))
     with jax.set_mesh(mesh):
         program = make_program(task, config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, program.state)

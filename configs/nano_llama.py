@@ -9,9 +9,13 @@ makes it a few steps of a still smaller model; `,root=DIR` is where the sound to
 are.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict, config_dict
 
-from ichigo_jax.training.run_config import parse_argument
+from ichigo_jax.training.run_config import import_file, parse_argument
+
+sections = import_file(Path(__file__).parent / "shared" / "sections.py")
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -58,50 +62,10 @@ def get_config(argument: str = "") -> ConfigDict:
                 "evaluation": (),
             },
             "objective": {"predict": "all", "loss_chunk": config_dict.placeholder(int), "z_loss": 0.0},
-            "optimizer": {
-                "name": "adamw",
-                "state_dtype": "float32",
-                "learning_rate": 1.5e-3,
-                "linear_rate_width": None,
-                "embedding_rate": 1.0,
-                "warmup_steps": 30,
-                "warmup_from": 0.0,
-                "decay": "cosine",
-                "decay_to": 0.1,
-                "b1": 0.9,
-                "b2": 0.98,
-                "eps": 1e-8,
-                "weight_decay": 0.01,
-                "weight_decay_on": "matrices",
-                "clip_norm": 1.0,
-                "frozen": (),
-            },
-            "train": {
-                "steps": 150,
-                "batch_size": 8,
-                "accumulation": 1,
-                "param_dtype": "float32",
-                "compute_dtype": "float32",
-                "attention": "xla",
-                "remat": "none",
-                "stop_after_skipped": 10,
-                "roll_backs": 0,
-                "spike_factor": config_dict.placeholder(float),
-                "spike_window": 64,
-            },
+            "optimizer": sections.optimizer(learning_rate=1.5e-3, warmup_steps=30, decay_to=0.1, b2=0.98, weight_decay=0.01),
+            "train": sections.train(steps=150, batch_size=8),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {
-                "log_every": 20,
-                "evaluate_every": 0,
-                "checkpoint_every": 100,
-                "checkpoints_kept": 2,
-                "checkpoint_kept_every": 0,
-                "checkpoint_best": config_dict.placeholder(str),
-                "checkpoints_in": config_dict.placeholder(str),
-                "tensorboard": False,
-                "wandb": config_dict.placeholder(str),
-                "stall_seconds": 0.0,
-            },
+            "output": sections.output(log_every=20, checkpoint_every=100),
         }
     )
     if instruct:

@@ -8,9 +8,13 @@ bottleneck, everything trained together. `,smoke` makes it a few steps of a stil
 corpus, the text tokenizers and the first stage are.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict, config_dict
 
-from ichigo_jax.training.run_config import parse_argument
+from ichigo_jax.training.run_config import import_file, parse_argument
+
+sections = import_file(Path(__file__).parent / "shared" / "sections.py")
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -77,50 +81,12 @@ def get_config(argument: str = "") -> ConfigDict:
                 "noise_weight": 0.0,
                 "noise_snr_db": (5.0, 20.0),
             },
-            "optimizer": {
-                "name": "adamw",
-                "state_dtype": "float32",
-                "learning_rate": 1.5e-3,
-                "linear_rate_width": None,
-                "embedding_rate": 1.0,
-                "warmup_steps": 50,
-                "warmup_from": 0.0,
-                "decay": "cosine",
-                "decay_to": 0.05,
-                "b1": 0.9,
-                "b2": 0.98,
-                "eps": 1e-8,
-                "weight_decay": 0.01,
-                "weight_decay_on": "matrices",
-                "clip_norm": 1.0,
-                "frozen": ("quantizer",),
-            },
-            "train": {
-                "steps": 640,
-                "batch_size": 16,
-                "accumulation": 1,
-                "param_dtype": "float32",
-                "compute_dtype": "float32",
-                "attention": "xla",
-                "remat": "none",
-                "stop_after_skipped": 10,
-                "roll_backs": 0,
-                "spike_factor": config_dict.placeholder(float),
-                "spike_window": 64,
-            },
+            "optimizer": sections.optimizer(
+                learning_rate=1.5e-3, warmup_steps=50, decay_to=0.05, b2=0.98, weight_decay=0.01, frozen=("quantizer",)
+            ),
+            "train": sections.train(steps=640, batch_size=16),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {
-                "log_every": 20,
-                "evaluate_every": 0,
-                "checkpoint_every": 100,
-                "checkpoints_kept": 2,
-                "checkpoint_kept_every": 0,
-                "checkpoint_best": config_dict.placeholder(str),
-                "checkpoints_in": config_dict.placeholder(str),
-                "tensorboard": False,
-                "wandb": config_dict.placeholder(str),
-                "stall_seconds": 0.0,
-            },
+            "output": sections.output(log_every=20, checkpoint_every=100),
         }
     )
     if quantizer:

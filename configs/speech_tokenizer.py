@@ -22,13 +22,16 @@ codes, 4.28/9.35 with 2048 + 512 merged; Whisper medium.en itself 2.88/6.04. Bat
 """
 
 import math
+from pathlib import Path
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from ichigo_jax.configuration import to_dict
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.released import WHISPERS
-from ichigo_jax.training.run_config import parse_argument
+from ichigo_jax.training.run_config import import_file, parse_argument
+
+sections = import_file(Path(__file__).parent / "shared" / "sections.py")
 
 HEAD_WIDTH = 64
 CODES = (512, 1024, 2048)
@@ -111,49 +114,22 @@ def get_config(argument: str = "") -> ConfigDict:
                 "noise_weight": 0.0,
                 "noise_snr_db": (5.0, 20.0),
             },
-            "optimizer": {
-                "name": "adamw",
-                "state_dtype": "float32",
-                "learning_rate": 1e-3,
-                "linear_rate_width": 3 * HEAD_WIDTH,
-                "embedding_rate": 1.0,
-                "warmup_steps": 500,
-                "warmup_from": 1e-3,
-                "decay": "cosine",
-                "decay_to": 1 / 25,
-                "b1": 0.9,
-                "b2": 0.95,
-                "eps": 1e-8,
-                "weight_decay": 1e-3,
-                "weight_decay_on": "all_but_norms_and_embeddings",
-                "clip_norm": 2.0,
-                "frozen": ("whisper",),
-            },
-            "train": {
-                "steps": EPOCHS[options.phase] * STEPS_PER_EPOCH,
-                "batch_size": BATCH_SIZE,
-                "accumulation": 1,
-                "param_dtype": "float32",
-                "compute_dtype": "bfloat16",
-                "attention": "xla",
-                "remat": "dots",
-                "stop_after_skipped": 10,
-                "roll_backs": 0,
-                "spike_factor": config_dict.placeholder(float),
-                "spike_window": 64,
-            },
+            "optimizer": sections.optimizer(
+                learning_rate=1e-3,
+                linear_rate_width=3 * HEAD_WIDTH,
+                warmup_steps=500,
+                warmup_from=1e-3,
+                decay_to=1 / 25,
+                b2=0.95,
+                weight_decay=1e-3,
+                weight_decay_on="all_but_norms_and_embeddings",
+                clip_norm=2.0,
+                frozen=("whisper",),
+            ),
+            "train": sections.train(
+                steps=EPOCHS[options.phase] * STEPS_PER_EPOCH, batch_size=BATCH_SIZE, compute_dtype="bfloat16", remat="dots"
+            ),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
-            "output": {
-                "log_every": 50,
-                "evaluate_every": STEPS_PER_EPOCH,
-                "checkpoint_every": 1000,
-                "checkpoints_kept": 2,
-                "checkpoint_kept_every": 0,
-                "checkpoint_best": config_dict.placeholder(str),
-                "checkpoints_in": config_dict.placeholder(str),
-                "tensorboard": False,
-                "wandb": config_dict.placeholder(str),
-                "stall_seconds": 0.0,
-            },
+            "output": sections.output(log_every=50, evaluate_every=STEPS_PER_EPOCH, checkpoint_every=1000),
         }
     )

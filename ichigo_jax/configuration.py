@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ichigo_jax.errors import InputError
@@ -47,6 +48,50 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**arguments)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def field_type(cls: type, path: Sequence[str]) -> Any:
+    """The type of a field of a config dataclass, or of one nested in it; None: there is no such field, or it holds anything.
+
+    ``field_type(RunConfig, ("train", "steps"))`` -> ``int``.
+    """
+    hint: Any = cls
+    for name in path:
+        nested = [option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)]
+        hint = typing.get_type_hints(nested[0]).get(name) if nested else None
+    return None if hint is Any else hint
+
+
+def parse(hint: Any, text: str, where: str) -> Any:
+    """A value of the type ``hint``, as a flag gives it: text as it is, ``null`` for None, all else as JSON.
+
+    Raises:
+      InputError: the text is no such value; ``where`` begins the message.
+    """
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if type(None) in options and text == "null":
+        return None
+    (hint,) = (option for option in options if option is not type(None))
+    if hint is str or typing.get_origin(hint) is typing.Literal:
+        return _convert(hint, text, where)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    allowed, expected = _IN_JSON.get(typing.get_origin(hint) or hint, ((dict,), "a group of fields"))
+    if type(value) not in allowed:
+        also = " or null" if type(None) in options else ""
+        raise InputError(f"{where}: found {text!r}, expected {expected}{also}")
+    return _convert(hint, value, where) if hint in (bool, int, float) else value  # ``from_dict`` checks what is nested
+
+
+# For the types of fields, those that JSON gives for them, and what they are called.
+_IN_JSON: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "bool"),
+    int: ((int,), "int"),
+    float: ((int, float), "float"),
+    tuple: ((list,), "a list"),
+}
 
 
 def checked_date(text: Any, where: str) -> str:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +23,24 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ichigo_jax import errors
+from ichigo_jax.arguments import ArgumentParser
 from ichigo_jax.data.loading import read_batches
-from ichigo_jax.errors import InputError
 from ichigo_jax.models.attention import check_backend
 from ichigo_jax.models.declare import Buffer, cast_params
 from ichigo_jax.parallel import hosts, make_mesh
-from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.tasks import Task, open_files
 from ichigo_jax.tasks.model_flops import step_work
+from ichigo_jax.tasks.run import Records, Run
 from ichigo_jax.tasks.task import check_best
 from ichigo_jax.training import run_config
-from ichigo_jax.training.checkpoint import Checkpoints, check_address
+from ichigo_jax.training.checkpoint import Checkpoints, Resumed, check_address
 from ichigo_jax.training.losses import count_examples
-from ichigo_jax.training.metrics import MetricsLog, parameter_norm
-from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from ichigo_jax.training.metrics import MetricsLog
+from ichigo_jax.training.optimizer import make_optimizer
+from ichigo_jax.training.outcome import Finished, Outcome, Passed, RolledBack, Stopped
 from ichigo_jax.training.run_config import RunConfig
-from ichigo_jax.training.skipped import Passed, check_examples, go_back
-from ichigo_jax.training.state import TrainState, is_spike, logical_axes, make_state, split, state_shardings
+from ichigo_jax.training.skipped import check_examples
+from ichigo_jax.training.state import Program, TrainState, is_spike, logical_axes, make_state, split, state_shardings
 from ichigo_jax.training.stop import StopSignals
 from ichigo_jax.training.trackers import check_trackers, make_trackers
 from ichigo_jax.training.watch import ProfiledSteps, Watch, parse_profile
@@ -102,22 +102,6 @@ def make_step(task: Task, config: RunConfig, graphdef: nnx.GraphDef, optimizer: 
     return step
 
 
-class Program(NamedTuple):
-    """A run's step and what it works on, before any array exists; ``plan`` compiles it for devices that are not there.
-
-    Attributes:
-      graphdef: the model's structure.
-      state: shapes, dtypes and shardings of the state.
-      initial_state: a model to the state at step 0.
-      step: ``make_step``, jitted; gives up its state's memory.
-    """
-
-    graphdef: nnx.GraphDef
-    state: TrainState
-    initial_state: Callable[[nnx.Module], TrainState]
-    step: Callable
-
-
 def make_program(task: Task, config: RunConfig, mesh: Mesh) -> Program:
     """The program of one run on a mesh, which must be set (``jax.set_mesh``)."""
     frozen = config.optimizer.frozen
@@ -155,144 +139,113 @@ def train(config: RunConfig, workdir: Path, profile: ProfiledSteps | None = None
     check_address(config.output.checkpoints_in)
     mesh = make_mesh(vars(config.mesh))
     check_backend(config.train.attention, mesh.devices.flat[0].platform, config.train.compute_dtype, mesh.shape["context"])
-    task = make_task(config, workdir)
-    check_best(config.output.checkpoint_best, task.measures)
+    files = open_files(config)
+    evaluation = files.open_evaluation()
+    check_best(config.output.checkpoint_best, evaluation.measures)
+    data = files.open_data(workdir)
     run_config.claim_workdir(workdir, config)  # only now, so that a config that cannot run leaves no trace
     with jax.set_mesh(mesh), StopSignals() as stop:
-        run = Run(config, workdir, task, mesh, make_program(task, config, mesh), accept_changed_data)
-        work, passed = step_work(task, config, mesh), None
+        program = make_program(files.task, config, mesh)
+        run = Run(config, workdir, files, data, evaluation, mesh, program, accept_changed_data)
+        work, passed = step_work(files.task, config, mesh), None
         while True:
-            watch = Watch(workdir, config.output, work, profile, began)
-            signal, passed = take_steps(run, stop, watch, passed)
-            if passed is None:
-                return 128 + signal if signal else 0
-            began = time.time()
+            outcome = take_steps(run, stop, Watch(workdir, config.output, work, profile, began), passed)
+            match outcome:
+                case Finished():
+                    return 0
+                case Stopped(signal=signal):
+                    return 128 + signal
+                case RolledBack(passed=passed):
+                    began = time.time()
 
 
-class Run(NamedTuple):
-    """What the steps of a run need from first to last; ``train`` says what each is."""
-
-    config: RunConfig
-    workdir: Path
-    task: Task
-    mesh: Mesh
-    program: Program
-    accept_changed_data: bool
-
-
-def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None) -> tuple[int | None, Passed | None]:
-    """From the newest checkpoint, or the beginning, to the model folder, to a signal, or back to an earlier checkpoint.
+def take_steps(run: Run, stop: StopSignals, watch: Watch, passed: Passed | None) -> Outcome:
+    """Runs until the model is saved, a signal arrives or the run rolls back.
 
     Args:
-      passed: batches to pass over, of a run that has just gone back; None: what its checkpoint says.
-
-    Returns:
-      The number of the signal, or None; what is to be passed over where the run has gone back, else None.
+      passed: batches to pass over, of a run that has just rolled back; None: what its checkpoint says.
     """
-    config, workdir, task, mesh, program, accept_changed_data = run
-    steps, output = config.train.steps, config.output
+    config, workdir, output = run.config, run.workdir, run.config.output
     kept = (output.checkpoints_kept, output.checkpoint_kept_every, output.checkpoint_best)
-    where = output.checkpoints_in or workdir / "checkpoints"
-    belongs = {"config": run_config.as_json(config), "sizes": task.data_sizes()}  # to every checkpoint
-
     with watch, contextlib.ExitStack() as opened:  # also after an error, what is being saved becomes whole
-        checkpoints = opened.enter_context(Checkpoints(where, *kept))
-
-        # 1. Resume; 2. else begin from a model folder; 3. else from random parameters.
-        shardings = jax.tree.map(lambda x: x.sharding, program.state)
-        start, saved, resumed = 0, {}, checkpoints.restore(program.state)
-        if resumed is not None:
-            start, state, saved = resumed
-            what = f"{where}: another config wrote these checkpoints"
-            run_config.check_same(saved["config"], config, what, "choose another output.checkpoints_in")
-            check_data_sizes(saved["sizes"], belongs["sizes"], accept_changed_data)
-        elif config.init_from is not None:
-            state = jax.jit(program.initial_state, out_shardings=shardings)(task.load_model(config.init_from, mesh))
-        else:
-            random = lambda: program.initial_state(task.make_model(nnx.Rngs(config.seed)))  # noqa: E731
-            state = jax.jit(random, out_shardings=shardings)()
-        passed = passed or Passed.of(saved)
-
-        learning_rate = learning_rate_schedule(config.optimizer, steps)
+        checkpoints = opened.enter_context(Checkpoints(run.checkpoints_in, *kept))
+        start, state, saved = begin(run, checkpoints)
         log = opened.enter_context(MetricsLog(workdir / "metrics.jsonl", start, make_trackers(config, workdir, start)))
-        progress = opened.enter_context(tqdm(total=steps, initial=start, desc=workdir.name, disable=not hosts.is_first()))
-
-        def model_of(state: TrainState) -> nnx.Module:
-            return nnx.merge(program.graphdef, state.params, state.frozen, state.buffers)
-
-        def due(every: int, step: int) -> bool:
-            return step == steps or (every > 0 and step % every == 0)
-
-        def evaluate(state: TrainState, step: int) -> None:
-            with watch.apart("evaluation", state):
-                values = task.evaluate(model_of(state))
-                checkpoints.rank(step, values)
-                log.write(step, values)
-
-        evaluates = bool(task.measures)
-        batches = read_batches(task.examples(), config.train.batch_size, start + passed.passed_batches, mesh)
+        records = Records(run, watch, checkpoints, log, passed or Passed.of(saved))
+        bar = tqdm(total=config.train.steps, initial=start, desc=workdir.name, disable=not hosts.is_first())
+        progress = opened.enter_context(bar)
+        skip = start + records.passed.passed_batches
+        batches = read_batches(run.data.examples(), config.train.batch_size, skip, run.mesh)
         watch.begin(start, saved)
-        if evaluates and start and due(output.evaluate_every, start) and hosts.max_over_hosts(log.lacks(task.measures)):
-            evaluate(state, start)  # which the start before was kept from
-        signal = behind = None
-        for step in range(start + 1, steps + 1):
-            batch = watch.next_batch(batches)
-            state, metrics = program.step(state, batch)
-            watch.took(step, metrics)
-            measured = {}
-
-            if due(output.log_every, step):
-                values = task.report(jax.device_get(metrics))
-                taken = step - values["skipped_steps"]
-                values |= {"learning_rate": learning_rate(max(taken - 1, 0)), "param_norm": parameter_norm(state.params)}
-                log.write(step, {**values, **watch.measured()})
-                measured = values
-                progress.set_postfix(loss=f"{values['loss']:.3f}")
-                check_examples(step, values, task.faults_file)
-                if (skipped := int(values["skipped_in_a_row"])) >= config.train.stop_after_skipped:
-                    behind = go_back(step, skipped, passed, config.train.roll_backs, checkpoints, task.rows_of_batch, workdir)
-                    break
-            progress.update()
-
-            signal = stop.anywhere()
-            evaluation_due = evaluates and due(output.evaluate_every, step)
-            if due(output.checkpoint_every, step) or evaluation_due or signal:
-                check_examples(step, metrics, task.faults_file)
-                with watch.apart("saving", state):
-                    checkpoints.save(state, step, {**belongs, **passed._asdict(), **watch.kept()}, measured)
-            if signal:
-                break
-            if evaluation_due:
-                evaluate(state, step)
+        state, outcome = loop(run, start, state, batches, records, stop, progress)
         opened.close()
+        match outcome:
+            case Finished():
+                run.files.save(run.model(state), workdir / "model", run_config.origin(config, workdir, config.train.steps))
+            case Stopped(step, signal):
+                print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
+    return outcome
+
+
+def begin(run: Run, checkpoints: Checkpoints) -> Resumed:
+    """The step and the state that the run goes on from; of a new run, step 0 and no data."""
+    config, task, program = run.config, run.files.task, run.program
+    shardings = jax.tree.map(lambda x: x.sharding, program.state)
+    # 1. Resume from the newest checkpoint.
+    if (resumed := checkpoints.restore(program.state)) is not None:
+        what = f"{run.checkpoints_in}: another config wrote these checkpoints"
+        run_config.check_same(resumed.data["config"], config, what, "choose another output.checkpoints_in")
+        run.data.check_sizes(resumed.data["sizes"], run.accept_changed_data)
+        return resumed
+    # 2. Else begin from a model folder.
+    if config.init_from is not None:
+        model = task.load_model(config.init_from, run.mesh)
+        return Resumed(0, jax.jit(program.initial_state, out_shardings=shardings)(model), {})
+    # 3. Else begin from random parameters.
+    random = lambda: program.initial_state(task.make_model(nnx.Rngs(config.seed)))  # noqa: E731
+    return Resumed(0, jax.jit(random, out_shardings=shardings)(), {})
+
+
+def loop(
+    run: Run, start: int, state: TrainState, batches: Iterator, records: Records, stop: StopSignals, progress: tqdm
+) -> tuple[TrainState, Outcome]:
+    """The steps after ``start``, with what is due after each."""
+    train, output, faults_file = run.config.train, run.config.output, run.data.faults_file
+    records.make_up_evaluation(start, state)
+    for step in range(start + 1, train.steps + 1):
+        batch = records.watch.next_batch(batches)
+        state, metrics = run.program.step(state, batch)
+        records.watch.took(step, metrics)
+        measured = {}
+
+        if run.due(output.log_every, step):
+            measured = records.log_step(step, state, metrics)
+            progress.set_postfix(loss=f"{measured['loss']:.3f}")
+            check_examples(step, measured, faults_file)
+            if measured["skipped_in_a_row"] >= train.stop_after_skipped:
+                return state, records.go_back(step, int(measured["skipped_in_a_row"]))
+        progress.update()
+
+        signal, evaluation_due = stop.anywhere(), records.evaluation_due(step)
+        if run.due(output.checkpoint_every, step) or evaluation_due or signal:
+            check_examples(step, metrics, faults_file)
+            records.save(step, state, measured)
         if signal:
-            print(f"stopped at step {step} by signal {signal}; the same command goes on from there")
-        elif behind is None:
-            task.save(model_of(state), workdir / "model", run_config.origin(config, workdir, steps))
-    return signal, behind
-
-
-def check_data_sizes(before: list[int], now: list[int], accept: bool) -> None:
-    """A resumed run reads batches by number, which only means the same batches on the same data."""
-    if before == now:
-        return
-    found = f"the data sources had {before} examples when this run began, now {now}"
-    if not accept:
-        raise InputError(f"{found}; restore them, choose another --workdir, or go on with --accept-changed-data")
-    print(f"{found}; from here on batches are of what is there now", file=sys.stderr)
+            return state, Stopped(step, signal)
+        if evaluation_due:
+            records.evaluate(step, state)
+    return state, Finished()
 
 
 @errors.command
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ichigo_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m ichigo_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", required=True, help="configs/FILE.py or configs/FILE.py:ARG")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; the same folder resumes")
     parser.add_argument("--profile", metavar="START:STOP", help="trace these steps, both included, into WORKDIR/profile")
     parser.add_argument("--accept-changed-data", action="store_true", help="resume although data sources have changed in size")
     hosts.add_arguments(parser)
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parser.parse_known_args(argv)
     config = run_config.load(arguments.config, overrides)
     profile = parse_profile(arguments.profile, config.train.steps) if arguments.profile is not None else None
     hosts.join(arguments)

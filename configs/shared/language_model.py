@@ -6,12 +6,16 @@ torch's betas (0.9, 0.999) and decay on every parameter, a warm-up from zero, a 
 Attention is the TPU's; on NVIDIA GPUs give `--config.train.attention=cudnn`, elsewhere `=xla`.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict, config_dict
 
 from ichigo_jax.configuration import to_dict
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.released import text_model
-from ichigo_jax.training.run_config import parse_argument
+from ichigo_jax.training.run_config import import_file, parse_argument
+
+sections = import_file(Path(__file__).parent / "sections.py")
 
 # Of the released models up to v0.4; its 512 codes and the mask code are `extend-vocab --sound-codes 512`.
 SPEECH_TOKENIZER = "models/whisper-vq-stoks-v3-7lang"
@@ -65,50 +69,24 @@ def stage(
                 "evaluation": (),
             },
             "objective": {"predict": predict, "loss_chunk": 1024, "z_loss": 0.0},
-            "optimizer": {
-                "name": "adamw",
-                "state_dtype": "float32",
-                "learning_rate": learning_rate,
-                "linear_rate_width": None,
-                "embedding_rate": 1.0,
-                "warmup_steps": warmup_steps,
-                "warmup_from": 0.0,
-                "decay": "cosine",
-                "decay_to": 0.0,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": weight_decay,
-                "weight_decay_on": "all",
-                "clip_norm": 1.0,
-                "frozen": (),
-            },
-            "train": {
-                "steps": steps,
-                "batch_size": rows,
-                "accumulation": parts,
-                "param_dtype": "float32",
-                "compute_dtype": "bfloat16",
-                "attention": "splash",
-                "remat": "full" if model.large else "dots",
-                "stop_after_skipped": 10,
-                "roll_backs": 0,
-                "spike_factor": None,
-                "spike_window": 64,
-            },
+            "optimizer": sections.optimizer(
+                learning_rate=learning_rate,
+                warmup_steps=warmup_steps,
+                decay_to=0.0,
+                b2=0.999,
+                weight_decay=weight_decay,
+                weight_decay_on="all",
+            ),
+            "train": sections.train(
+                steps=steps,
+                batch_size=rows,
+                accumulation=parts,
+                compute_dtype="bfloat16",
+                attention="splash",
+                remat="full" if model.large else "dots",
+            ),
             "mesh": {"data": 1 if model.large else -1, "fsdp": -1 if model.large else 1, "tensor": 1, "context": 1},
-            "output": {
-                "log_every": 10,
-                "evaluate_every": 0,
-                "checkpoint_every": 1000,
-                "checkpoints_kept": 3,
-                "checkpoint_kept_every": 0,
-                "checkpoint_best": config_dict.placeholder(str),
-                "checkpoints_in": config_dict.placeholder(str),
-                "tensorboard": False,
-                "wandb": config_dict.placeholder(str),
-                "stall_seconds": 0.0,
-            },
+            "output": sections.output(log_every=10, checkpoint_every=1000, checkpoints_kept=3),
         }
     )
 

@@ -17,7 +17,7 @@ from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.parallel.chips import GIB
 from ichigo_jax.planning.hlo import BETWEEN_SLICES, Program
 from ichigo_jax.planning.topology import Topology
-from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.tasks import Task, planned_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training.flops import count_flops
 from ichigo_jax.training.run_config import RunConfig
@@ -81,7 +81,7 @@ def make_plan(config: RunConfig, slice: Topology) -> Plan:
       InputError: a config that cannot run there, or one that there is no memory for; the message says how much.
     """
     mesh = make_mesh(vars(config.mesh), slice.devices)
-    task = make_task(config, None)
+    task = planned_task(config)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         program = make_program(task, config, mesh)

@@ -15,7 +15,7 @@ from flax import nnx
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.storage import read_json
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import open_files
 from ichigo_jax.training import run_config
 from ichigo_jax.training.run_config import RunConfig
 from ichigo_jax.training.saved import SavedCheckpoints
@@ -66,9 +66,8 @@ def save_checkpoint_model(workdir: str | os.PathLike, which: str, folder: str | 
     config, checkpoints = open_checkpoints(workdir)
     with contextlib.closing(checkpoints):
         step = checkpoints.choose(which)
-        task = make_task(config, None)
-        task.read_model()
-        abstract = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+        files = open_files(config)
+        abstract = nnx.eval_shape(lambda: files.task.make_model(nnx.Rngs(config.seed)))
         graphdef, *parts = split(abstract, config.optimizer.frozen)
         params, frozen, buffers = parts
         target: dict[str, Any] = {"params": params, "frozen": frozen, "buffers": buffers}
@@ -76,7 +75,7 @@ def save_checkpoint_model(workdir: str | os.PathLike, which: str, folder: str | 
     what = f"{checkpoints.folder}/{step}: another config wrote this checkpoint than {workdir}/{CONFIG}"
     run_config.check_same(found.data["config"], config, what, "name the workdir of its run")
     model = nnx.merge(graphdef, *(found.arrays[part] for part in target))
-    task.save(model, Path(folder), run_config.origin(config, Path(workdir), step))
+    files.save(model, Path(folder), run_config.origin(config, Path(workdir), step))
     return step
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -11,25 +13,61 @@ import jax.numpy as jnp
 
 from ichigo_jax.data.loading import IGNORE, places_in_batch, training_examples
 from ichigo_jax.data.sources import SOURCE, numbered, rows_of_places, source_names
-from ichigo_jax.tasks.task import Scalars
+from ichigo_jax.errors import InputError
+from ichigo_jax.training.losses import Scalars
 from ichigo_jax.training.run_config import RunConfig
 
 LOSSES, TARGETS = "source_losses", "source_targets"
 
 
-def mixed_examples(sources: Sequence[Any], data: Any, config: RunConfig) -> grain.MapDataset:
-    """``task.Task.examples`` of ``sources``, in the proportion of the weights in ``data.sources``."""
-    return training_examples([grain.MapDataset.source(source) for source in numbered(sources)], _weights(data), config.seed)
+class Mixture:
+    """The training data of a run: what is drawn from its sources, in the proportion of their weights.
 
+    Args:
+      examples: of each source; each knows which rows of its file an example is made of (``data.sources.MadeOfRows``).
+      data: the config's section, whose ``sources`` have a ``path`` and a ``weight`` each.
+      config: of the run, for its seed and batch size.
+      faults_file: see below.
 
-def mixed_rows(sources: Sequence[Any], data: Any, config: RunConfig, number: int) -> dict[str, list[int]]:
-    """``task.Task.rows_of_batch`` of what ``mixed_examples`` draws."""
-    places = places_in_batch([len(source) for source in sources], _weights(data), config.seed, config.train.batch_size, number)
-    return rows_of_places(places, sources, [source.path for source in data.sources])
+    Attributes:
+      sizes: number of examples in each source; a resumed run must find the same.
+      faults_file: where examples that cannot be used are recorded.
+    """
 
+    def __init__(self, examples: Sequence[Any], data: Any, config: RunConfig, faults_file: Path):
+        self.faults_file = faults_file
+        self.sizes = [len(source) for source in examples]
+        self._sources, self._config = examples, config
+        self._paths = [source.path for source in data.sources]
+        self._weights = [source.weight for source in data.sources]
 
-def _weights(data: Any) -> list[float]:
-    return [source.weight for source in data.sources]
+    def check_sizes(self, before: Sequence[int], accept: bool) -> None:
+        """Refuses to resume on changed data: batches are read by number, which means the same batches on the same data alone.
+
+        Args:
+          before: the sizes when the run began.
+          accept: whether other sizes are told of on standard error, and no error.
+
+        Raises:
+          InputError: they were others than now.
+        """
+        if list(before) == self.sizes:
+            return
+        found = f"the data sources had {before} examples when this run began, now {self.sizes}"
+        if not accept:
+            raise InputError(f"{found}; restore them, choose another --workdir, or go on with --accept-changed-data")
+        print(f"{found}; from here on batches are of what is there now", file=sys.stderr)
+
+    def examples(self) -> grain.MapDataset:
+        """Example 0, 1, 2, …, without end: so many in a row are a batch."""
+        datasets = [grain.MapDataset.source(source) for source in numbered(self._sources)]
+        return training_examples(datasets, self._weights, self._config.seed)
+
+    def rows_of_batch(self, number: int) -> dict[str, list[int]]:
+        """Which rows of each source batch ``number`` of all hosts is made of, from 0, not counting rows that cannot be used."""
+        config = self._config
+        places = places_in_batch(self.sizes, self._weights, config.seed, config.train.batch_size, number)
+        return rows_of_places(places, self._sources, self._paths)
 
 
 def source_shapes(sources: Sequence[Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ichigo_jax.models.attention import MASKED_SCOPE
 from ichigo_jax.models.declare import Buffer
 from ichigo_jax.parallel.chips import chip_of
-from ichigo_jax.tasks import Task, make_task
+from ichigo_jax.tasks import Task, planned_task
 from ichigo_jax.training.flops import count_flops
 from ichigo_jax.training.run_config import RunConfig
 from ichigo_jax.training.state import split
@@ -42,7 +42,7 @@ def model_flops(config: RunConfig) -> float:
     Call it outside of ``jax.set_mesh``. Takes the time of tracing the step, and no memory.
     """
     train = dataclasses.replace(config.train, remat="none", attention="xla", accumulation=1)
-    task = make_task(dataclasses.replace(config, train=train), None)
+    task = planned_task(dataclasses.replace(config, train=train))
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     graphdef, *parts = split(model, config.optimizer.frozen)
 

@@ -1,47 +1,33 @@
-"""What ``train`` asks of a thing that it can train."""
+"""The parts of a thing that can be trained: each is built whole, or not at all.
+
+``Task`` is the model, the shapes of a batch and the loss; planning needs it alone. ``ModelFiles`` is what the model folder holds
+beside the parameters; it also opens the data (``mixture.Mixture``) and the ``Evaluation``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import grain
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax.errors import InputError
-from ichigo_jax.training.run_config import RunConfig
-
-Scalars = dict[str, jax.Array]
+from ichigo_jax.tasks.mixture import Mixture
+from ichigo_jax.training.losses import Scalars
 
 
 class Task(Protocol):
-    """One of ``tasks``; built from the whole config and the run's folder, where it may record faults in the data.
-
-    Without a folder it reads no data and no weights and knows shapes alone: ``make_model``, ``batch_shapes``, ``loss``. After
-    ``read_model`` it also knows how to ``save``.
+    """What is trained. It reads no data, and no files but the weights in ``load_model``.
 
     Attributes:
-      faults_file: where examples that cannot be used are recorded.
-      measures: the names of what ``evaluate`` measures; empty where nothing is evaluated.
+      model_config: of the model that is trained.
     """
 
-    faults_file: Path
-    measures: tuple[str, ...]
-
-    def __init__(self, config: RunConfig, workdir: Path | None):
-        """Reads the data and every held-out row or clip, when there is a folder.
-
-        Raises:
-          InputError: what the config names is not there, or a held-out row or clip cannot be used.
-        """
-
-    def read_model(self) -> None:
-        """Reads what a model folder holds beside the arrays, for a task without a folder: its config, its text tokenizer."""
+    model_config: Any
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """A model with random parameters."""
@@ -54,15 +40,6 @@ class Task(Protocol):
 
     def tokens_per_step(self) -> int:
         """Tokens in a batch: ids of a language model, sound codes of a speech tokenizer, padding among them."""
-
-    def examples(self) -> grain.MapDataset:
-        """Example 0, 1, 2, …, without end: so many in a row are a batch."""
-
-    def data_sizes(self) -> list[int]:
-        """Examples in each source; a resumed run must find the same."""
-
-    def rows_of_batch(self, number: int) -> dict[str, list[int]]:
-        """Which rows of each source batch ``number`` of all hosts is made of, from 0, not counting rows that cannot be used."""
 
     def totals(self, batch: Mapping[str, jax.Array]) -> Scalars:
         """What the sums over a whole batch are divided by."""
@@ -78,8 +55,47 @@ class Task(Protocol):
     def report(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Metrics as scalars for the log; those of several numbers (counts of codes, losses of sources) are summed up here."""
 
-    def evaluate(self, model: nnx.Module) -> dict[str, float]:
-        """Metrics on held-out data."""
+
+class Evaluation(Protocol):
+    """Held-out data, all of it read and checked when it is opened.
+
+    Attributes:
+      measures: the names of what it measures; empty where nothing is evaluated.
+    """
+
+    measures: tuple[str, ...]
+
+    def __call__(self, model: nnx.Module) -> dict[str, float]:
+        """Metrics of a model on the held-out data, by the names in ``measures``."""
+
+
+class ModelFiles(Protocol):
+    """What a run's model folder holds beside the parameters: config, text tokenizer, provenance.
+
+    Built from the run's config. It reads the files before the run begins and writes them beside the trained parameters.
+
+    Attributes:
+      task: what is trained.
+
+    Raises:
+      InputError: a section of the config is wrong, or a file that it names is missing or of another model.
+    """
+
+    task: Task
+
+    def open_evaluation(self) -> Evaluation:
+        """Reads every held-out row or clip.
+
+        Raises:
+          InputError: one of them is missing or cannot be used.
+        """
+
+    def open_data(self, workdir: Path) -> Mixture:
+        """Opens the training data; the workdir takes what is prepared of it and the record of examples that cannot be used.
+
+        Raises:
+          InputError: a source is missing or cannot be read.
+        """
 
     def save(self, model: nnx.Module, folder: Path, origin: Mapping[str, Any]) -> None:
         """Writes the model folder.
@@ -89,38 +105,6 @@ class Task(Protocol):
           folder: where to; must not exist.
           origin: goes into its provenance, see ``run_config.origin``.
         """
-
-
-def check_weights(weights: Sequence[float]) -> None:
-    """Refuses weights of data sources that say nothing of how often each is drawn.
-
-    Raises:
-      InputError: no source, or a weight that is not positive or not finite.
-    """
-    if not weights or not all(0 < weight < math.inf for weight in weights):
-        raise InputError(f"sources with weights {[*weights]} found, expected at least one, each with a positive finite number")
-
-
-class NamedSet(Protocol):
-    """An evaluation set, of either task."""
-
-    name: str
-    limit: int
-
-
-def check_evaluation(sets: Sequence[NamedSet]) -> None:
-    """Refuses evaluation sets whose results could not be told apart, or that are of no rows.
-
-    Raises:
-      InputError: a name that is empty or there twice, or a limit below 1.
-    """
-    names = [each.name for each in sets]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
-        raise InputError(f"evaluation sets named {', '.join(map(repr, names))} found, expected a name of its own for each")
-    for each in sets:
-        if each.limit < 1:
-            raise InputError(f"evaluation set {each.name!r} with limit {each.limit} found, expected at least 1 row")
 
 
 def check_best(best: str | None, measures: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.models.linear import product_over_rows
 from ichigo_jax.parallel import dividing_spec, mesh_axes
 
+Scalars = dict[str, jax.Array]  # sums over a batch, or over a part of it, by name
+
 
 def token_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy of each target, 0 where it is ``IGNORE``. float32 [B, T, V], int32 [B, T] -> float32 [B, T]."""
@@ -22,13 +24,25 @@ def token_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.where(counted, log_normalizer - picked, 0.0)
 
 
-def cross_entropy_sums(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy and number of correct predictions over the targets that are not ``IGNORE``.
+class CrossEntropy(NamedTuple):
+    """Over the targets that are not ``IGNORE``.
 
-    float32 [B, T, V], int32 [B, T] -> two float32 scalars. ``targets=[[5, -100]]`` counts the first position only.
+    Attributes:
+      total: the sum, a float32 scalar.
+      correct: number of targets with the largest logit, a float32 scalar.
+      of_tokens: of each target, float32 [B, T]; 0 where it is ``IGNORE``.
     """
+
+    total: jax.Array
+    correct: jax.Array
+    of_tokens: jax.Array
+
+
+def cross_entropy_sums(logits: jax.Array, targets: jax.Array) -> CrossEntropy:
+    """float32 [B, T, V], int32 [B, T]. ``targets=[[5, -100]]`` counts the first position only."""
+    of_tokens = token_cross_entropy(logits, targets)
     correct = ((targets != IGNORE) & (logits.argmax(-1) == targets)).sum()
-    return token_cross_entropy(logits, targets).sum(), correct.astype(jnp.float32)
+    return CrossEntropy(of_tokens.sum(), correct.astype(jnp.float32), of_tokens)
 
 
 def divergence_sum(logits: jax.Array, teacher_logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -16,8 +16,11 @@ from ml_collections import ConfigDict
 
 from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
+from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import read_json, write_json, writing
+from ichigo_jax.training.language_config import LanguageData, LanguageObjective, NewModel, StartingModel
+from ichigo_jax.training.speech_config import SpeechData, SpeechObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +201,21 @@ SEEDS = 1 << 32  # so many there are: JAX's random keys take no more without 64-
 MAY_CHANGE = ("mesh.", "output.")
 
 
+# Of each task, what its own sections may hold.
+SECTIONS: dict[Any, dict[str, tuple[type, ...]]] = {
+    "language_model": {
+        "model": (NewModel, StartingModel),
+        "data": (LanguageData,),
+        "objective": (LanguageObjective,),
+    },
+    "speech_tokenizer": {
+        "model": (SpeechTokenizerConfig,),
+        "data": (SpeechData,),
+        "objective": (SpeechObjective,),
+    },
+}
+
+
 def load(spec: str, overrides: Sequence[str]) -> RunConfig:
     """Reads ``FILE.py[:ARG]``, applies ``--config.a.b=value`` flags and checks every field.
 
@@ -205,10 +223,10 @@ def load(spec: str, overrides: Sequence[str]) -> RunConfig:
       InputError: no such file, a field that does not exist, a value of the wrong type.
     """
     file, _, argument = spec.partition(":")
-    config = _run_file(Path(file), argument)
+    values = _run_file(Path(file), argument).to_dict()
     for override in overrides:
-        _override(config, override)
-    return configuration.from_dict(RunConfig, config.to_dict(), "config")
+        _override(values, override)
+    return configuration.from_dict(RunConfig, values, "config")
 
 
 def parse_argument(argument: str, **defaults: Any) -> SimpleNamespace:
@@ -323,23 +341,33 @@ def _run_file(path: Path, argument: str) -> ConfigDict:
     return module.get_config(argument) if argument else module.get_config()
 
 
-def _override(config: ConfigDict, flag: str) -> None:
+def _override(values: dict[str, Any], flag: str) -> None:
+    """Applies ``--config.section.field=value``; the field's type says how the value is read, whatever it held before."""
     name, equals, text = flag.removeprefix("--config.").partition("=")
     if not flag.startswith("--config.") or not equals:
         raise InputError(f"{flag!r} found, expected --config.section.field=value")
-    *sections, field = name.split(".")
-    node: Any = config
+    path = name.split(".")
+    *sections, field = path
+    node: Any = values
     for section in sections:
-        node = node[section] if isinstance(node, ConfigDict) and section in node else None
-    exists = isinstance(node, ConfigDict) and field in node
-    is_section = exists and isinstance(node[field], ConfigDict)
+        node = node.get(section) if isinstance(node, dict) else None
+    exists = isinstance(node, dict) and field in node
+    is_section = exists and isinstance(node[field], dict)
     if is_section and text == "null":
         node[field] = None
         return
     if not exists or is_section:
-        known = ", ".join(key for key, _ in _flat(config.to_dict()))
+        known = ", ".join(key for key, _ in _flat(values))
         raise InputError(f"--config.{name}: no such field; the fields are {known}")
-    node[field] = _parse(text, node[field], f"--config.{name}")
+    hint = _field_type(values.get("task"), path)
+    where = f"--config.{name}"
+    node[field] = _parse(text, node[field], where) if hint is None else configuration.parse(hint, text, where)
+
+
+def _field_type(task: Any, path: Sequence[str]) -> Any:
+    section, *rest = path
+    types = (configuration.field_type(cls, rest) for cls in SECTIONS.get(task, {}).get(section, ()) if rest)
+    return next((hint for hint in types if hint is not None), configuration.field_type(RunConfig, path))
 
 
 def _parse(text: str, like: Any, where: str) -> Any:

@@ -5,31 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import hosts
 from ichigo_jax.storage import write_json
 from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.outcome import Passed, RolledBack
 
 SHOWN = 4  # rows of the last batch that a message names
-
-
-class Passed(NamedTuple):
-    """Batches that a run took no steps of, since it went back to a checkpoint and on behind them; saved with checkpoints.
-
-    Attributes:
-      passed_batches: how many; step s learns from batch s - 1 + passed_batches.
-      roll_backs: how often the run went back.
-    """
-
-    passed_batches: int
-    roll_backs: int
-
-    @classmethod
-    def of(cls, saved: Mapping[str, Any]) -> Passed:
-        """What a checkpoint's data hold of it; none of a new run."""
-        return cls(saved.get("passed_batches", 0), saved.get("roll_backs", 0))
 
 
 def check_examples(step: int, metrics: Mapping[str, Any], faults: Path) -> None:
@@ -58,8 +42,8 @@ def go_back(
     checkpoints: Checkpoints,
     rows_of_batch: Callable[[int], Mapping[str, list[int]]],
     workdir: Path,
-) -> Passed:
-    """Makes the last checkpoint before the skipped steps the newest and tells of it; gives what is passed over from there on.
+) -> RolledBack:
+    """Makes the last checkpoint before the skipped steps the newest and tells of it.
 
     Writes the rows of the batches that were skipped to ``WORKDIR/skipped_batches.json``.
 
@@ -94,4 +78,4 @@ def go_back(
         raise InputError(f"{found}; there is no checkpoint before them to go back to; {advice}")
     if hosts.is_first():
         print(f"{found}; going back to step {before} and on with batch {numbers.stop}", file=sys.stderr)
-    return Passed(numbers.stop - before, passed.roll_backs + 1)
+    return RolledBack(before, Passed(numbers.stop - before, passed.roll_backs + 1))

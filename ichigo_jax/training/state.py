@@ -6,7 +6,8 @@ Everything is a nested dictionary of arrays, so that Orbax, optax and ``nnx.merg
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +124,19 @@ def state_shardings(state: TrainState, axes: tuple[dict, dict, dict], mesh: Mesh
     opt_state = jax.tree_util.tree_map_with_path(shard_moment, state.opt_state)
     frozen, buffers = shard(state.frozen, axes[1]), shard(state.buffers, axes[2])
     return TrainState(everywhere, params, frozen, buffers, opt_state, everywhere, everywhere, everywhere)
+
+
+class Program(NamedTuple):
+    """A run's step and what it works on, before any array exists; ``plan`` compiles it for devices that are not there.
+
+    Attributes:
+      graphdef: the model's structure.
+      state: shapes, dtypes and shardings of the state.
+      initial_state: a model to the state at step 0.
+      step: ``train.make_step``, jitted; gives up its state's memory.
+    """
+
+    graphdef: nnx.GraphDef
+    state: TrainState
+    initial_state: Callable[[nnx.Module], TrainState]
+    step: Callable

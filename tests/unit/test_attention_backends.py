@@ -117,12 +117,12 @@ def test_a_run_on_the_wrong_devices_ends_before_it_begins(backend, tmp_path):
 
 
 def test_whisper_has_no_other_attention_than_xlas(tmp_path):
-    from ichigo_jax.tasks import make_task
+    from ichigo_jax.tasks import open_files
 
     config = load(str(ROOT / "configs" / "nano_speech_tokenizer.py"), [])
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, attention="splash"))
     with pytest.raises(InputError, match="train.attention 'splash' found, expected 'xla'"):
-        make_task(config, tmp_path)
+        open_files(config)
 
 
 @pytest.mark.gpu

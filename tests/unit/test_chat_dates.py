@@ -22,7 +22,7 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.storage import read_json, write_json
 from ichigo_jax.storage.model_folder import recorded_chat_date
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import open_files
 from ichigo_jax.text import TextTokenizer, chat_template, encode_chat, train_llama_tokenizer
 from ichigo_jax.training.run_config import load
 
@@ -254,46 +254,48 @@ class TestTraining:
         (tmp_path / "tokens.jsonl").write_text((json.dumps({"tokens": [1, 2], "answer": "yes"}) + "\n") * 8)
         return tmp_path
 
-    def task(self, root, template=None, date=None, init_from=None, name="run"):
+    def files(self, root, template=None, date=None, init_from=None, name="run"):
         if template is not None:
             (root / "text_tokenizers" / "llama" / "chat_template.jinja").write_text(template)
         flags = [] if date is None else [f"--config.data.chat_date={date}"]
         config = load(f"{CONFIGS / 'nano_llama.py'}:pretrain,smoke,root={root}", flags)
         source = {"path": str(root / "tokens.jsonl"), "format": "instruction", "column": None, "request": None, "weight": 1.0}
         config = dataclasses.replace(config, data={**config.data, "sources": [source]}, init_from=init_from)
-        return make_task(config if init_from is None else dataclasses.replace(config, model=None), root / name)
+        files = open_files(config if init_from is None else dataclasses.replace(config, model=None))
+        files.open_data(root / name)
+        return files
 
-    def saved(self, task, folder):
-        task.save(task.make_model(nnx.Rngs(0)), folder)
+    def saved(self, files, folder):
+        files.save(files.task.make_model(nnx.Rngs(0)), folder, {})
         return folder
 
     @pytest.mark.parametrize("template", [ALWAYS, LLAMA_32, LLAMA_31])
     def test_the_model_remembers_its_date(self, root, today, template):
-        first = self.saved(self.task(root, template, "2026-11-27"), root / "first")
+        first = self.saved(self.files(root, template, "2026-11-27"), root / "first")
         assert read_json(first / "provenance.json")["chat_date"] == "2026-11-27"
         today(2031, 1, 9)
         assert "27 Nov 2026" in asked(LanguageModel.from_pretrained(first).tokenizer)
-        following = self.task(root, init_from=str(first), name="next")
+        following = self.files(root, init_from=str(first), name="next")
         assert following.tokenizer.chat_date == "2026-11-27"
         assert read_json(self.saved(following, root / "second") / "provenance.json")["chat_date"] == "2026-11-27"
-        assert self.task(root, date="2027-01-01", init_from=str(first), name="other").tokenizer.chat_date == "2027-01-01"
+        assert self.files(root, date="2027-01-01", init_from=str(first), name="other").tokenizer.chat_date == "2027-01-01"
 
     def test_without_a_choice_the_date_is_recorded_all_the_same(self, root):
-        model = self.saved(self.task(root, ALWAYS), root / "model")
+        model = self.saved(self.files(root, ALWAYS), root / "model")
         assert read_json(model / "provenance.json")["chat_date"] == "2024-07-26"
 
     def test_a_template_without_a_date_records_none(self, root):
-        assert "chat_date" not in read_json(self.saved(self.task(root, TURNS), root / "model") / "provenance.json")
+        assert "chat_date" not in read_json(self.saved(self.files(root, TURNS), root / "model") / "provenance.json")
 
     def test_a_resumed_run_finds_its_rows(self, root, today):
         today(2026, 11, 27)
-        self.task(root, ALWAYS)
+        self.files(root, ALWAYS)
         files = {file.name: file.stat().st_mtime_ns for file in (root / "run" / "encoded").iterdir()}
         today(2026, 12, 1)
-        self.task(root, ALWAYS)
+        self.files(root, ALWAYS)
         assert {file.name: file.stat().st_mtime_ns for file in (root / "run" / "encoded").iterdir()} == files
 
     @pytest.mark.parametrize("date", ["tomorrow", "27 Nov 2026", "2026-02-30"])
     def test_what_is_no_date_is_refused(self, root, date):
         with pytest.raises(InputError, match=f"config.data: chat_date: '{date}' found, expected a date"):
-            self.task(root, ALWAYS, date)
+            self.files(root, ALWAYS, date)

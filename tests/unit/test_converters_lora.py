@@ -20,7 +20,7 @@ from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.models.lora import LoraConfig, load_adapter, merge_arrays
 from ichigo_jax.storage import read_json, write_json
 from ichigo_jax.storage.model_folder import load_arrays, load_config, save_model
-from ichigo_jax.tasks.language_model import LanguageModelTask
+from ichigo_jax.tasks.language_model import LanguageModelFiles
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.text.train_tokenizer import train_llama_tokenizer
 from ichigo_jax.train import train
@@ -221,7 +221,7 @@ def test_config_model_beside_init_from_is_of_that_model(root, tmp_path, changes,
     config = lora_config(root)
     object.__setattr__(config, "model", changes)
     with pytest.raises(InputError, match=message):
-        LanguageModelTask(config, tmp_path)
+        LanguageModelFiles(config)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_adapters_that_make_no_sense_are_refused(root, tmp_path, changes, messag
     config = lora_config(root)
     config.model["adapter"] |= changes
     with pytest.raises(InputError, match=message):
-        LanguageModelTask(config, tmp_path)
+        LanguageModelFiles(config)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from ichigo_jax import configuration
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LanguageModelConfig, LlamaConfig
 from ichigo_jax.storage import write_json
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import open_files, planned_task
 from ichigo_jax.text import TextTokenizer, train_llama_tokenizer
 from ichigo_jax.text.train_tokenizer import LLAMA_SPECIAL_TOKENS
 from ichigo_jax.training.run_config import import_file, load
@@ -39,7 +40,7 @@ ALL = [(stage, size + more) for stage, (sizes, variants) in STAGES.items() for s
 def test_every_argument_gives_a_run(stage, argument):
     config = load(f"{CONFIGS}/{stage}.py:{argument}", [])
     assert config.task == "language_model" and config.init_from
-    task = make_task(config, None)  # without a folder it knows shapes, from the config alone
+    task = planned_task(config)  # from the config alone: no folder is there
     assert task.model_config.llama.tie_word_embeddings == (argument.split(",")[0] in ("1b", "3b", "qwen0.5b", "qwen1.5b"))
     rows = (config.train.batch_size, config.data["length"])
     shapes = task.batch_shapes()
@@ -135,24 +136,25 @@ def test_each_stage_is_built_and_reads_its_data(root, tmp_path, capsys, stage, m
     argument = f"1b,init={root / 'model'},data={root / stage},speech_tokenizer={root / 'speech'}{more}"
     config = load(f"{CONFIGS}/{stage}.py:{argument}", [])
     with pytest.raises(InputError, match="hidden_size 16"):
-        make_task(config, tmp_path)
+        open_files(config)
     config = dataclasses.replace(config, model=None, train=dataclasses.replace(config.train, batch_size=4, accumulation=2))
-    task = make_task(config, tmp_path)
+    files = open_files(config)
+    task, data = files.task, files.open_data(tmp_path)
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) > 5000
-    batch = task.examples().batch(config.train.batch_size)[3]
+    batch = data.examples().batch(config.train.batch_size)[3]
     length = config.data["length"]
     assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(
         ("tokens", "targets", "positions", "segment_ids"), (4, length)
     )
     assert batch["segment_ids"].max() > 1 if more else batch["segment_ids"].max() == 1
     assert (batch["targets"] >= 0).any(axis=1).all()
-    sound = task.tokenizer.sound
+    sound = files.tokenizer.sound
     compressed = config.data["sound_form"] == "compressed"
     assert any(sound.is_duration(index) for index in batch["tokens"].ravel().tolist()) == compressed
     if stage == "text_to_sound":
         learned = set(batch["targets"][batch["targets"] >= 0].tolist())
-        assert learned <= {*range(sound.first_id, sound.first_id + sound.size), *task.tokenizer.eos_ids}
-    assert "16 examples in" in capsys.readouterr().err
+        assert learned <= {*range(sound.first_id, sound.first_id + sound.size), *files.tokenizer.eos_ids}
+    (rows,) = re.findall(r"16 examples in (\d+) rows", capsys.readouterr().err)
     (fault,) = map(json.loads, (tmp_path / "skipped_rows.jsonl").read_text().splitlines())
-    assert fault["path"].endswith("train-00001-of-00002.jsonl: row 5") and task.data_sizes() == [len(task._sources[0])]
+    assert fault["path"].endswith("train-00001-of-00002.jsonl: row 5") and data.sizes == [int(rows)]

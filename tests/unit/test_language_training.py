@@ -20,8 +20,9 @@ from ichigo_jax.data.language import Example, collate
 from ichigo_jax.data.loading import IGNORE
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig, RopeScaling
 from ichigo_jax.parallel import batch_sharding, make_mesh
-from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
+from ichigo_jax.tasks.language_model import LanguageModelTask
 from ichigo_jax.train import make_step
+from ichigo_jax.training.language_config import LanguageObjective
 from ichigo_jax.training.optimizer import make_optimizer
 from ichigo_jax.training.run_config import load
 from ichigo_jax.training.state import logical_axes, make_state, split, state_shardings
@@ -64,12 +65,11 @@ def recipe(train=None, optimizer=None):
 
 
 def task_of(config, network, packing=True, objective=None):
-    """The real task without its data."""
-    task = object.__new__(LanguageModelTask)
-    task.config, task.model_config = config, model_config(network)
-    task.data = dataclasses.make_dataclass("Data", ["packing"])(packing)
-    task.objective = objective or LanguageObjective("all", loss_chunk=7, z_loss=0.0)
-    return task
+    """What is trained; it needs none of the data that its config names."""
+    objective = objective or LanguageObjective("all", loss_chunk=7, z_loss=0.0)
+    data = {**config.data, "packing": packing}
+    config = dataclasses.replace(config, data=data, objective=dataclasses.asdict(objective))
+    return LanguageModelTask(config, model_config(network))
 
 
 def prepare(config, network, model, objective=None):

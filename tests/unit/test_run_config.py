@@ -44,6 +44,51 @@ def test_wrong_overrides_are_one_clear_line(override, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "override", "section", "expected"),
+    [
+        ("nano_speech_tokenizer.py:quantizer", "init_from=null", "", None),
+        ("nano_speech_tokenizer.py", "init_from=2026", "", "2026"),
+        ("nano_speech_tokenizer.py", "output.wandb=2026", "output", "2026"),
+        ("nano_speech_tokenizer.py", "output.checkpoints_in=null", "output", None),
+        ("nano_speech_tokenizer.py", "train.spike_factor=3", "train", 3.0),
+        ("nano_speech_tokenizer.py", "optimizer.linear_rate_width=64", "optimizer", 64),
+        ("nano_speech_tokenizer.py", "objective.kl_weight=1", "objective", 1.0),
+        ("llama_pretrain.py", "objective.loss_chunk=null", "objective", None),
+        ("llama_pretrain.py", "data.chat_date=2026", "data", "2026"),
+        ("nano_llama.py", 'optimizer.frozen=["embedding"]', "optimizer", ("embedding",)),
+    ],
+)
+def test_a_fields_type_says_how_its_override_is_read(file, override, section, expected):
+    """Not the value that it has in the config, which may be None or of another of its types."""
+    config = load(str(ROOT / "configs" / file), [f"--config.{override}"])
+    found = getattr(config, section) if section else config
+    name = override.partition("=")[0].split(".")[-1]
+    value = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert value == expected and type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("output.wandb=[1", None),
+        ("optimizer.linear_rate_width=many", "--config.optimizer.linear_rate_width: found 'many', expected int or null"),
+        ("train.spike_factor=true", "--config.train.spike_factor: found 'true', expected float or null"),
+        ("objective.kl_weight=null", "--config.objective.kl_weight: found 'null', expected float"),
+        ("data.sources=many", "--config.data.sources: found 'many', expected a list"),
+        ("model.quantizer.codebook_dim=wide", "--config.model.quantizer.codebook_dim: found 'wide', expected int"),
+        ("model.quantizer.fsq_levels=8", "--config.model.quantizer.fsq_levels: found '8', expected a list or null"),
+    ],
+)
+def test_what_a_field_cannot_hold_is_refused_with_the_flags_name(override, message):
+    if message is None:
+        assert load(CONFIG, [f"--config.{override}"]).output.wandb == "[1"
+        return
+    with pytest.raises(InputError) as error:
+        load(CONFIG, [f"--config.{override}"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("spec", ["nowhere.py", f"{CONFIG}:stage", f"{ROOT}/setup.cfg"])
 def test_wrong_files_and_arguments(spec):
     if spec.endswith(":stage"):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.parallel import constrain, make_mesh, named_sharding, partition_spec
-from ichigo_jax.tasks import make_task
+from ichigo_jax.tasks import planned_task
 from ichigo_jax.train import make_program
 from ichigo_jax.training import run_config
 
@@ -70,7 +70,7 @@ def test_nothing_of_a_released_size_is_on_every_device_but_what_is_small(config,
     mesh = make_mesh(sizes)
     config = dataclasses.replace(config, mesh=run_config.MeshConfig(**mesh.shape))
     with jax.set_mesh(mesh):
-        state = make_program(make_task(config, None), config, mesh).state
+        state = make_program(planned_task(config), config, mesh).state
     size = lambda shape, x: math.prod(shape) * x.dtype.itemsize  # noqa: E731
     leaves = jax.tree.leaves(state)
     on_one = sum(size(x.sharding.shard_shape(x.shape), x) for x in leaves)

@@ -26,7 +26,7 @@ from ichigo_jax.models.quantizer import Quantizer, QuantizerConfig
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.parallel import batch_sharding, make_mesh
 from ichigo_jax.storage.model_folder import save_model
-from ichigo_jax.tasks.speech_tokenizer import SpeechTokenizerTask
+from ichigo_jax.tasks.speech_tokenizer import SpeechTokenizerFiles, SpeechTokenizerTask
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
 from ichigo_jax.train import make_step, train
 from ichigo_jax.training.optimizer import learning_rate_schedule, make_optimizer, rate_scale
@@ -203,17 +203,18 @@ def test_twenty_steps_equal_the_original(original, tmp_path, text_folder, phase,
         f"medium,phase={phase}", tmp_path, text_folder, positions=1500, batch_size=2, quantizer={"downsampling": downsampling}
     )
     model, optimizer, scheduler = original_run(original, config, downsampling, phase)
-    task = SpeechTokenizerTask(config, tmp_path)
-    prompt, end = task.text.prompt_in("en"), task.text.end
+    files = SpeechTokenizerFiles(config)
+    task, text = files.task, files.text
+    prompt, end = text.prompt_in("en"), text.end
     examples = {
-        len(clip): original_example(torch, clip, [*prompt, *task.text.encode(text)], end, 16) for clip, text in zip(clips, TEXTS)
+        len(clip): original_example(torch, clip, [*prompt, *text.encode(words)], end, 16) for clip, words in zip(clips, TEXTS)
     }
 
     ours = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     set_weights(ours.whisper, whisper_weights(model.whmodel[0], task.model_config.whisper))
     set_weights(ours.quantizer, quantizer_weights(model, task.model_config.quantizer))
     state, _, step = prepare(task, config, ours)
-    step, batches = jax.jit(step), task.examples().batch(config.train.batch_size)
+    step, batches = jax.jit(step), files.open_data(tmp_path).examples().batch(config.train.batch_size)
     for number in range(STEPS):
         batch = batches[number]
         state, metrics = step(state, batch)
@@ -264,10 +265,11 @@ def original_gradients(model, task):
 def test_a_sharded_step_equals_one_device(tmp_path, text_folder):
     write_corpus(tmp_path, (5120, 3000, 4444, 1800))
     config = small_recipe("medium,phase=1", tmp_path, text_folder, positions=16, batch_size=8)
-    task = SpeechTokenizerTask(config, tmp_path)
+    files = SpeechTokenizerFiles(config)
+    task = files.task
     model = filled(task.make_model)
     state, optimizer, step = prepare(task, config, model)
-    batch = task.examples().batch(config.train.batch_size)[0]
+    batch = files.open_data(tmp_path).examples().batch(config.train.batch_size)[0]
     expected = jax.device_get(jax.jit(step)(state, batch))
     assert expected[1]["skipped_steps"] == 0
     axes = logical_axes(model, config.optimizer.frozen)
@@ -298,9 +300,10 @@ def test_scalar_quantisation_at_half_the_rate_with_whisper_trained_too(tmp_path,
         objective={"noise_weight": 0.5},
         frozen=(),
     )
-    task = SpeechTokenizerTask(config, tmp_path)
+    files = SpeechTokenizerFiles(config)
+    task = files.task
     state, _, step = prepare(task, config, filled(task.make_model))
-    batch = task.examples().batch(config.train.batch_size)[0]
+    batch = files.open_data(tmp_path).examples().batch(config.train.batch_size)[0]
     new, metrics = jax.jit(step)(state, batch)
     values = task.report(jax.device_get(metrics))
     parts = values["cross_entropy"] + 0.5 * values["noise_consistency"]
@@ -406,12 +409,12 @@ def test_a_run_starts_from_a_whisper_and_the_next_from_its_tokenizer(tmp_path, t
 
     phase2 = small_recipe("medium,phase=2", tmp_path, text_folder, positions=16, batch_size=8, quantizer={"codebook_decay": 0.99})
     mesh = make_mesh({"data": 8})
-    trained = SpeechTokenizerTask(phase2, tmp_path).load_model(str(tmp_path / "run" / "model"), mesh)
+    trained = SpeechTokenizerTask(phase2).load_model(str(tmp_path / "run" / "model"), mesh)
     for (path, a), (_, b) in zip(*(nnx.to_flat_state(nnx.state(model)) for model in (whisper, trained.whisper))):
         np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
     other = small_recipe("medium,phase=2", tmp_path, text_folder, positions=16, batch_size=8, quantizer={"query_mult": 1.0})
     with pytest.raises(InputError, match=r"query_mult 2\.0 \(config: 1\.0\)"):
-        SpeechTokenizerTask(other, tmp_path).load_model(str(tmp_path / "run" / "model"), mesh)
+        SpeechTokenizerTask(other).load_model(str(tmp_path / "run" / "model"), mesh)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +428,7 @@ def test_a_run_starts_from_a_whisper_and_the_next_from_its_tokenizer(tmp_path, t
 def test_objectives_that_make_no_sense_are_refused(tmp_path, text_folder, objective, frozen, message):
     config = small_recipe("medium", tmp_path, text_folder, positions=16, batch_size=8, objective=objective, frozen=frozen)
     with pytest.raises(InputError, match=message):
-        SpeechTokenizerTask(config, tmp_path)
+        SpeechTokenizerTask(config)
 
 
 @pytest.mark.parametrize("argument", ["huge", "medium,codes=100", "medium,phase=3", "medium,codes=many"])

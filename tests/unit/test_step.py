@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,24 +16,29 @@ from flax import nnx
 from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.llama import LanguageModelConfig, Llama, LlamaConfig
 from ichigo_jax.parallel import batch_sharding, make_mesh
-from ichigo_jax.tasks.language_model import LanguageModelTask, LanguageObjective
+from ichigo_jax.tasks.language_model import LanguageModelTask
 from ichigo_jax.train import make_step
 from ichigo_jax.training.checkpoint import Checkpoints
+from ichigo_jax.training.run_config import load
 from ichigo_jax.training.state import is_spike, logical_axes, make_state, split, state_shardings
 
 CONFIG = LanguageModelConfig(
     LlamaConfig("llama", 60, 32, 64, 2, 4, 2, 8, 128, 1e-5, 1e4, None, False, False, 0.1), None, (1,), 64
 )
 
-WINDOW = 4
+WINDOW, Z_LOSS = 4, 1e-3
+NANO = str(Path(__file__).parents[2] / "configs" / "nano_llama.py")
 
 
-def task():
-    """The real task's loss, without its data."""
-    task = object.__new__(LanguageModelTask)
-    task.config, task.model_config = run_config(1), CONFIG
-    task.data, task.objective = SimpleNamespace(packing=True), LanguageObjective("all", loss_chunk=5, z_loss=1e-3)
-    return task
+def task(paths=("rows.parquet",)):
+    """What is trained; it needs none of the data that its config names."""
+    source = {"format": "sound", "column": None, "request": None, "weight": 1.0}
+    fields = [
+        f"data.sources={json.dumps([{'path': path, **source} for path in paths])}",
+        *("data.packing=true", "objective.predict=all", "objective.loss_chunk=5", f"objective.z_loss={Z_LOSS}"),
+        *("train.remat=none", "train.attention=xla"),
+    ]
+    return LanguageModelTask(load(NANO, [f"--config.{field}" for field in fields]), CONFIG)
 
 
 def run_config(accumulation, spike_factor=None):

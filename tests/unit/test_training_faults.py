@@ -28,10 +28,10 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import Llama
 from ichigo_jax.storage.array_faults import say_once
 from ichigo_jax.storage.model_folder import load_arrays, save_model
-from ichigo_jax.tasks import make_task
-from ichigo_jax.tasks.language_model import LanguageModelTask
+from ichigo_jax.tasks import open_files, planned_task
+from ichigo_jax.tasks.language_model import LanguageEvaluation
 from ichigo_jax.text import TextTokenizer
-from ichigo_jax.train import make_step, train
+from ichigo_jax.train import main, make_step, train
 from ichigo_jax.training import run_config
 from ichigo_jax.training.checkpoint import Checkpoints
 from ichigo_jax.training.goodput import Goodput
@@ -93,13 +93,13 @@ def test_an_evaluation_row_that_cannot_be_used_is_found_before_the_first_step(ro
     assert f"{path}: row 2" in one_line(error) and message in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
     if "tokens" in row and row.get("answer") == "yes":
-        make_task(evaluated(root, {"path": str(path), "limit": 1}), tmp_path / "run")  # which reads the first row alone
+        open_files(evaluated(root, {"path": str(path), "limit": 1})).open_evaluation()  # which reads the first row alone
 
 
 def test_spelled_sound_is_read_in_evaluation_as_in_training(root, tmp_path):
     rows = [FINE, {"tokens": sound_text([3, 5]), "answer": "yes"}, {"tokens": "<|sound_0003|><|sound_0005|>", "answer": "yes"}]
-    task = make_task(evaluated(root, {"path": str(write_rows(tmp_path / "rows.jsonl", rows))}), tmp_path / "run")
-    ((_, held_out),) = task._evaluation
+    evaluation = open_files(evaluated(root, {"path": str(write_rows(tmp_path / "rows.jsonl", rows))})).open_evaluation()
+    (held_out,) = evaluation.rows.values()
     assert len({str(row) for row in held_out}) == 1 and len(held_out) == 3
 
 
@@ -116,7 +116,7 @@ def test_spelled_sound_is_read_in_evaluation_as_in_training(root, tmp_path):
 def test_evaluation_sets_that_make_no_sense(root, tmp_path, sets, message):
     heldout = str(root / "tokens" / "heldout.parquet")
     with pytest.raises(InputError) as error:
-        make_task(evaluated(root, *({"path": heldout, **each} for each in sets)), tmp_path / "run")
+        open_files(evaluated(root, *({"path": heldout, **each} for each in sets)))
     assert message in one_line(error)
 
 
@@ -167,11 +167,11 @@ def test_an_evaluation_clip_that_cannot_be_used_is_found_before_the_first_step(c
 def test_names_that_are_no_files_and_languages_that_are_none(corpus, tmp_path, text_folder):  # noqa: F811
     write_rows(tmp_path / "long.jsonl", [{"path": "x" * 300 + ".wav", "text": "on"}])
     with pytest.raises(InputError, match="1 of 1 audio files do not exist"):
-        make_task(speech_config(corpus, text_folder, evaluation=({"path": str(tmp_path / "long.jsonl")},)), tmp_path / "run")
+        open_files(speech_config(corpus, text_folder, evaluation=({"path": str(tmp_path / "long.jsonl")},))).open_evaluation()
     with pytest.raises(InputError, match="'xx'|xx"):
-        make_task(speech_config(corpus, text_folder, evaluation=({"language": "xx"},)), tmp_path / "run")
+        open_files(speech_config(corpus, text_folder, evaluation=({"language": "xx"},))).open_evaluation()
     with pytest.raises(InputError, match="'heldout', 'heldout' found"):
-        make_task(speech_config(corpus, text_folder, evaluation=({}, {})), tmp_path / "run")
+        open_files(speech_config(corpus, text_folder, evaluation=({}, {})))
 
 
 # ---- numbers in configs ----------------------------------------------------------------------------------------------
@@ -206,6 +206,22 @@ def test_numbers_out_of_range_are_refused_when_the_config_is_read(override, mess
     assert message in one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the following arguments are required: --config, --workdir; see python -m ichigo_jax.train --help"),
+        (["--config", NANO], "the following arguments are required: --workdir"),
+        (["--config", NANO, "--workdir", "run", "--profile"], "argument --profile: expected one argument"),
+        (["--config", NANO, "--workdir", "run", "--step", "3"], "'--step' found, expected --config.section.field=value"),
+    ],
+)
+def test_a_wrong_flag_of_train_is_one_line(capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
 def test_numbers_of_the_tasks_own_fields(root, tmp_path):
     heldout = str(root / "tokens" / "heldout.parquet")
     for weight, message in ((float("nan"), "weight: found NaN"), (float("inf"), r"weights \[inf\]"), (0.0, r"weights \[0.0\]")):
@@ -218,7 +234,7 @@ def test_numbers_of_the_tasks_own_fields(root, tmp_path):
         ("objective.z_loss=Infinity", "z_loss inf found, expected a finite number"),
     ):
         with pytest.raises(InputError, match=message):
-            make_task(language_config(root, f"--config.{override}"), tmp_path / "run")
+            open_files(language_config(root, f"--config.{override}"))
     speech = str(ROOT / "configs" / "nano_speech_tokenizer.py")
     for override, message in (
         ("objective.kl_weight=-1.0", "kl_weight -1.0 found"),
@@ -228,7 +244,7 @@ def test_numbers_of_the_tasks_own_fields(root, tmp_path):
         ("data.text_length=0", "text_length 0 found"),
     ):
         with pytest.raises(InputError, match=message):
-            make_task(load(speech, [f"--config.{override}"]), None)
+            planned_task(load(speech, [f"--config.{override}"]))
 
 
 # ---- checkpoint first, evaluation after it ---------------------------------------------------------------------------
@@ -243,14 +259,14 @@ def rows_of(workdir):
 def test_a_failing_evaluation_loses_nothing_and_is_made_up_for(root, tmp_path, monkeypatch):
     """At a step that no checkpoint was due at, and at the last one."""
     often = ("--config.output.evaluate_every=3", "--config.output.checkpoint_best=-heldout/answers_exact")
-    config, evaluate = language_config(root, *often), LanguageModelTask.evaluate
+    config, evaluate = language_config(root, *often), LanguageEvaluation.__call__
     assert train(config, tmp_path / "whole") == 0
 
-    def fail(task, model):
+    def fail(evaluation, model):
         raise OSError(5, "Input/output error", "rows.parquet")
 
     for step in (3, 4):
-        monkeypatch.setattr(LanguageModelTask, "evaluate", fail)
+        monkeypatch.setattr(LanguageEvaluation, "__call__", fail)
         with pytest.raises(OSError, match="Input/output"):
             train(config, tmp_path / "run")
         assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == step, "and it is whole"
@@ -258,10 +274,10 @@ def test_a_failing_evaluation_loses_nothing_and_is_made_up_for(root, tmp_path, m
         if step == 3:  # the next start makes up for this evaluation, and fails at the one after it
             works = iter((True,))
             made_up = lambda *arguments, works=works: (evaluate if next(works, False) else fail)(*arguments)  # noqa: E731
-            monkeypatch.setattr(LanguageModelTask, "evaluate", made_up)
+            monkeypatch.setattr(LanguageEvaluation, "__call__", made_up)
             with pytest.raises(OSError, match="Input/output"):
                 train(config, tmp_path / "run")
-    monkeypatch.setattr(LanguageModelTask, "evaluate", evaluate)
+    monkeypatch.setattr(LanguageEvaluation, "__call__", evaluate)
     assert train(config, tmp_path / "run") == 0
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 3, 4, 4]

@@ -428,7 +428,7 @@ def test_the_loss_of_each_source_is_the_mean_over_its_targets_in_parts_or_not():
     assert found.keys() == {"loss", "loss/a", "loss/c"}, "the batch has nothing of b"
     for number, name in ((0, "loss/a"), (2, "loss/c")):
         rows = np.flatnonzero(np.asarray(batch["source"]) == number)
-        loss, _ = cross_entropy_sums(logits[rows], batch["targets"][rows])
+        loss, *_ = cross_entropy_sums(logits[rows], batch["targets"][rows])
         assert found[name] == pytest.approx(float(loss) / (targets[rows] != -100).sum(), rel=1e-6)
     assert mixture.source_report({"loss": 1.0}, ["only"]) == {"loss": 1.0}
     assert mixture.source_totals({"targets": batch["targets"]}, data) == {}
@@ -436,8 +436,7 @@ def test_the_loss_of_each_source_is_the_mean_over_its_targets_in_parts_or_not():
 
 def test_a_mixtures_step_is_the_same_step_and_tells_the_losses():
     optimizer, plain = optax.sgd(0.5), test_step.batch()
-    task = test_step.task()
-    task.data = SimpleNamespace(packing=True, sources=tuple(SimpleNamespace(path=f"{name}.parquet") for name in "ab"))
+    task = test_step.task(("a.parquet", "b.parquet"))
     mixed = {**plain, "source": jnp.asarray([0, 1, 1, 0, 1, 1, 1, 0], jnp.int32)}
     model = Llama(test_step.CONFIG, nnx.Rngs(0))
     graphdef, *parts = split(model, ())
