@@ -88,7 +88,7 @@ class Assistant:
         Args:
           audio: float32 [T] at 16 kHz or a file.
           language: "en" or "vi", of the request; None for models trained with the transcribe token.
-          wording: which of the request's wordings (``text.prompts``).
+          wording: which of the request's wordings, an index from 0 (``text.prompts.TRANSCRIPTION_PROMPTS``).
           max_new_tokens, **options: as for ``reply``.
         """
         (heard,) = self._heard([audio])

@@ -15,6 +15,7 @@ from ichigo_jax.errors import InputError
 from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.text import SoundCodes, encode_chat, transcription_request
+from ichigo_jax.text.prompts import TRANSCRIPTION_PROMPTS
 
 CLIP = np.zeros(1600, np.float32)
 SHORT = {"max_new_tokens": 12}
@@ -65,6 +66,9 @@ class TestAssistant:
     def test_transcribes(self, assistant, language_model):
         request = [{"role": "user", "content": transcription_request(SoundCodes([3, 3, 0]), "vi", 2)}]
         assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
+        assert request[0]["content"][0] == TRANSCRIPTION_PROMPTS["vi"][2]
+        with pytest.raises(InputError, match="wording 6 found, expected 0 to 5"):
+            assistant.transcribe(CLIP, language="vi", wording=6, **SHORT)
 
     def test_hears_in_the_form_it_was_trained_on(self, language_model):
         texts = language_model.tokenizer
