@@ -33,8 +33,9 @@ from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.normalizers import NORMALIZERS, PLAIN
 from ichigo_jax.evaluation.text import error_rates, exact_fraction
 from ichigo_jax.inference.assistant import Assistant
+from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
+from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import STANDARD_OUTPUT, check_output, write_json
 from ichigo_jax.tasks.checkpoint_model import model_folder
 from ichigo_jax.text import encode_chat, transcription_request
