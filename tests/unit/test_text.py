@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -210,6 +211,23 @@ class TestTextTokenizer:
         assert pieces[:5] == ["a", "", "", "", "🦙"]  # a llama is four bytes and no merge knows it
         cut = StreamDecoder(tokenizer)
         assert [cut.push(index) for index in ids[:3]] == ["a", "", ""] and cut.finish() == "\N{REPLACEMENT CHARACTER}"
+
+    @pytest.mark.parametrize(
+        "text", ["👩‍👩‍👧‍👦🦙", "Hãy viết lại lời nói trong đoạn ghi âm này.", " 日本語\r\n", "a\N{REPLACEMENT CHARACTER}b", ""]
+    )
+    def test_streamed_pieces_join_to_the_text(self, tokenizer, text):
+        ids = [*tokenizer.encode(text), tokenizer.special_id("<|eot_id|>"), *tokenizer.encode(text)]
+        for length in range(len(ids) + 1):
+            stream = StreamDecoder(tokenizer)
+            assert "".join([*map(stream.push, ids[:length]), stream.finish()]) == tokenizer.decode(ids[:length])
+
+    def test_streamed_bytes_join_to_the_text(self, tokenizer):
+        """Any ids in any order: half characters, sound tokens, special tokens."""
+        random = np.random.default_rng(0)
+        for _ in range(500):
+            ids = random.integers(0, tokenizer.size, random.integers(1, 16)).tolist()
+            stream = StreamDecoder(tokenizer)
+            assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer.decode(ids)
 
 
 CONVERSATION = [
