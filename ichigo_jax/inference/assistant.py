@@ -196,8 +196,9 @@ class Assistant:
 
     def _heard_conversations(self, conversations: Sequence[Messages]) -> list[Messages]:
         """The conversations with sound codes in place of speech. What is wrong with other parts, ``encode_chat`` tells."""
-        if not all(conversations):
-            raise InputError("nothing to answer: found neither audio nor messages")
+        for number, messages in enumerate(conversations):
+            if not messages:
+                raise InputError(f"conversation {number}: found neither audio nor messages, expected something to answer")
         spoken = [
             part
             for messages in conversations

@@ -208,7 +208,7 @@ class TestReplies:
     @pytest.mark.parametrize(
         "conversation, fault",
         [
-            ([], "neither audio nor messages"),
+            ([], "conversation 1: found neither audio nor messages"),
             ([{"role": "user", "content": Spoken(clip(0))}], "clip 1: found too little sound for one sound token"),
             ([{"role": "user", "content": [Spoken("0.wav")]}], "0.wav: found too little sound for one sound token"),
             ([{"role": "guest", "content": Spoken(clip(1))}], "message 0: role 'guest' found"),
