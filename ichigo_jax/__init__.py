@@ -17,6 +17,10 @@ _HOMES = {
     "SpeechTokenizer": "ichigo_jax.inference.speech_tokenizer",
     "LanguageModel": "ichigo_jax.inference.language_model",
     "Assistant": "ichigo_jax.inference.assistant",
+    "Spoken": "ichigo_jax.inference.assistant",
+    "Sampling": "ichigo_jax.decoding.sampling",
+    "DecodingOptions": "ichigo_jax.inference.decoding_options",
+    "WHISPER_DEFAULTS": "ichigo_jax.inference.decoding_options",
 }
 __all__ = [*_HOMES]
 

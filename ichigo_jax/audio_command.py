@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ichigo_jax.arguments import above_zero, whole_number
 from ichigo_jax.data.audio_files import Outcome, Row, for_each_clip, list_audio
 from ichigo_jax.errors import one_line
-from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS
+from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS
 
 
 def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:

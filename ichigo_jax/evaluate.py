@@ -33,14 +33,16 @@ from ichigo_jax.evaluation.codebook import codebook_statistics
 from ichigo_jax.evaluation.normalizers import NORMALIZERS, PLAIN
 from ichigo_jax.evaluation.text import error_rates, exact_fraction
 from ichigo_jax.inference.assistant import Assistant
+from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS
 from ichigo_jax.inference.language_model import LanguageModel
-from ichigo_jax.inference.speech_tokenizer import MAX_BYTES, MAX_SECONDS, SpeechTokenizer
+from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import STANDARD_OUTPUT, check_output, write_json
 from ichigo_jax.tasks.checkpoint_model import model_folder
 from ichigo_jax.text import encode_chat, transcription_request
 
 LONGEST_ANSWER = 64  # tokens
 CLIPS_AT_A_TIME = 16
+WORDING = 5  # of the request for a transcription; error rates under another wording do not compare
 COLUMNS = ("transcription", "reply", "error")  # of the output's rows, beside the manifest's fields
 
 Found = Iterator[dict[str, Any]]
@@ -116,7 +118,7 @@ def evaluate_assistant(model: str, speech_tokenizer: str, rows: Sequence[Row], n
 
     def hear(clips: list[np.ndarray]) -> Found:
         for speech in assistant.hear(clips):
-            requests = {"reply": [speech], "transcription": transcription_request(speech, "en", seed=0)}
+            requests = {"reply": [speech], "transcription": transcription_request(speech, "en", WORDING)}
             yield {name: [{"role": "user", "content": content}] for name, content in requests.items()}
 
     outcomes = [_checked_length(language_model, outcome) for outcome in _go_over(rows, hear)]

@@ -11,7 +11,6 @@ on, and the exit code is 1. A manifest's own fields do not come into the lines, 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from ichigo_jax.arguments import ArgumentParser, unicode_text
 from ichigo_jax.audio_command import add_arguments, go_over_files, list_files
 from ichigo_jax.errors import command
-from ichigo_jax.inference.decoding_options import GREEDY
+from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer, spoken_text
 from ichigo_jax.storage import check_output, open_output, write_json_line
 
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="-", metavar="FILE", help="where the lines go; - (default) is standard output")
     add_arguments(parser, batch_size=16)
     arguments = parser.parse_args(argv)
-    options = dataclasses.replace(
-        GREEDY,
+    options = WHISPER_DEFAULTS.replace(
         language=None if arguments.language.lower() == "auto" else arguments.language,
         beam_size=arguments.beam_size,
         temperature=arguments.temperature,

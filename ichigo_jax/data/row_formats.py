@@ -26,7 +26,7 @@ import numpy as np
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.text.chat import EncodedChat, Part, SoundCodes, SpecialToken, TruncatedChat, encode_chat, truncate
-from ichigo_jax.text.prompts import TRANSCRIPTION_PROMPTS, transcription_prompt
+from ichigo_jax.text.prompts import TRANSCRIPTION_PROMPTS, drawn_transcription_prompt
 from ichigo_jax.text.tokenizer import TextTokenizer
 from ichigo_jax.vocab import SOUND_END, SOUND_START, parse_sound_text, split_sound_text
 
@@ -170,7 +170,8 @@ class RowEncoder:
     def _transcription(self, row: Mapping[str, Any], number: int) -> TruncatedChat:
         """``{"tokens": [3, 5], "text": "on"}`` -> the chat of a user who asks what [3, 5] says; ``number`` picks the wording."""
         request = self.format.request
-        asked: Part = transcription_prompt(request, number) if request in TRANSCRIPTION_PROMPTS else SpecialToken(request)
+        drawn = request in TRANSCRIPTION_PROMPTS
+        asked: Part = drawn_transcription_prompt(request, number) if drawn else SpecialToken(request)
         return self._turns([asked, self._speech(row)], [_text(row, "text")])
 
     def _text_to_sound(self, row: Mapping[str, Any], number: int) -> TruncatedChat:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 from ichigo_jax.errors import InputError
 
@@ -16,7 +16,7 @@ NON_SPEECH = -1  # among ``suppress_tokens``: brackets, notes and other signs th
 
 @dataclasses.dataclass(frozen=True)
 class DecodingOptions:
-    """The choices; ``GREEDY`` has Whisper's own, ``dataclasses.replace`` makes others of it.
+    """The choices. ``WHISPER_DEFAULTS`` has Whisper's own; ``WHISPER_DEFAULTS.replace(beam_size=5)`` differs in one.
 
     Attributes:
       task: "transcribe", or "translate" to English.
@@ -79,12 +79,24 @@ class DecodingOptions:
 
             object.__setattr__(self, "language", language_code(self.language))
 
+    def replace(self, **changes: Any) -> DecodingOptions:
+        """The same with other values for some fields: ``WHISPER_DEFAULTS.replace(language="vi", beam_size=5)``.
+
+        Raises:
+          InputError: a field that there is not, or a value out of range.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise InputError(f"decoding option {name!r} found, expected one of {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
     def group(self, temperature: float) -> int:
         """Answers to a clip that are followed at once."""
         return (self.best_of if temperature > 0 else self.beam_size) or 1
 
 
-GREEDY = DecodingOptions(
+WHISPER_DEFAULTS = DecodingOptions(
     task="transcribe",
     language="en",
     temperature=(0.0,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ichigo_jax.decoding import language_model as decoding_loop
 from ichigo_jax.decoding.loop import Decoding
 from ichigo_jax.decoding.sampling import GREEDY, SEEDS, Sampler, Sampling, check_seed, checked, stacked
 from ichigo_jax.errors import InputError, check_jaxlib
+from ichigo_jax.inference.dtypes import Dtype, checked_dtype
 from ichigo_jax.inference.quantization import check_quantization, quantize_model
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.models.llama import LanguageModelConfig, Llama
@@ -48,8 +49,16 @@ class LanguageModel:
         config: LanguageModelConfig,
         tokenizer: TextTokenizer | None,
         provenance: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
     ):
         """See ``from_pretrained``; this is for a model that is in memory already.
+
+        Args:
+          model: the weights, laid out over ``mesh`` where there is one.
+          config: of the same.
+          tokenizer: its text tokenizer.
+          provenance: where the weights come from.
+          mesh: whose devices compute together; None: those that hold the weights, or the mesh that the caller has set.
 
         Raises:
           InputError: a tokenizer that does not fit the model.
@@ -57,7 +66,7 @@ class LanguageModel:
         self.config = config
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
-        self._model = SplitModel(model)
+        self._model = SplitModel(model, mesh)
         if tokenizer is not None:
             check_tokenizer(config, tokenizer)
 
@@ -65,9 +74,10 @@ class LanguageModel:
     def from_pretrained(
         cls,
         folder: str | os.PathLike,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Dtype = "float32",
         quantize: Quantization | None = None,
         group_size: int | None = None,
+        mesh: Mesh | None = None,
     ) -> LanguageModel:
         """Loads a model folder. A chat template that asks for the date is told the one that the model was trained with.
 
@@ -76,22 +86,26 @@ class LanguageModel:
           dtype: what the model computes in.
           quantize: "int8" or "int4" to keep all matrices but the embedding in as many bits; None keeps them in ``dtype``.
           group_size: for int4, how many inputs of an output share a scale; less is closer to the exact model and larger.
+          mesh: from ``parallel.make_mesh``: its devices share the weights and compute together, for models that one device
+            cannot hold. None: the default device alone.
 
         Raises:
-          InputError: not a whole language-model folder, or a quantisation that does not fit it.
+          InputError: not a whole language-model folder, another dtype, a quantisation that does not fit the model, or a mesh
+            that does not divide it.
         """
         check_jaxlib()
+        dtype = checked_dtype(dtype)
         check_quantization(quantize, group_size)
         config = load_config(folder, "language_model", LanguageModelConfig)
-        mesh = _host_mesh() if quantize else None  # the weights as they are may not fit where the quantised ones do
-        model = load_model(folder, lambda rngs: Llama(config, rngs), jnp.dtype(dtype), mesh)
+        first = _host_mesh() if quantize else mesh  # the weights as they are may not fit where the quantised ones do
+        model = load_model(folder, lambda rngs: Llama(config, rngs), dtype, first)
         if quantize:
-            model = quantize_model(model, quantize, group_size, jax.devices()[0])
+            model = quantize_model(model, quantize, group_size, mesh)
         else:
             model.layers = unstack_layers(model.layers)
         texts = Path(folder) / TOKENIZER_FOLDER
         tokenizer = TextTokenizer.from_folder(texts, recorded_chat_date(folder)) if texts.is_dir() else None
-        return cls(model, config, tokenizer, read_json(Path(folder) / PROVENANCE))
+        return cls(model, config, tokenizer, read_json(Path(folder) / PROVENANCE), mesh)
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -163,20 +177,29 @@ class LanguageModel:
                 on_token(row, token)
         return answers
 
-    def answer(self, conversations: Sequence[Sequence[Mapping[str, Any]]], max_new_tokens: int, **options: Any) -> list[str]:
+    def answer(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        seed: int | Sequence[int] = 0,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[str]:
         """The next answer in each of several conversations, as text.
 
         Args:
           conversations: messages as ``text.chat.encode_chat`` takes them.
-          max_new_tokens, **options: as for ``generate``.
+          max_new_tokens, sampling, seed: as for ``generate``.
+          stop_ids: tokens that end an answer; None takes those that end one in a chat.
 
         Raises:
           InputError: no text tokenizer, or what ``encode_chat`` and ``generate`` refuse.
         """
         tokenizer = self.chat_tokenizer
         prompts = [encode_chat(tokenizer, messages, add_generation_prompt=True).ids for messages in conversations]
-        options["stop_ids"] = stop_ids = self.chat_stop_ids(options.get("stop_ids"))
-        answers = self.generate(prompts, max_new_tokens, **options)
+        stop_ids = self.chat_stop_ids(stop_ids)
+        answers = self.generate(prompts, max_new_tokens, sampling=sampling, seed=seed, stop_ids=stop_ids)
         return [tokenizer.decode([token for token in ids if token not in stop_ids]) for ids in answers]
 
     @property

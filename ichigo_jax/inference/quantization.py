@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import Llama
-from ichigo_jax.models.quantized_weights import LARGEST, Quantization, quantize
+from ichigo_jax.models.quantized_weights import LARGEST, Quantization, QuantizedKernel, quantize
+from ichigo_jax.parallel import dividing_spec, named_sharding, partition_spec
 
 # How many leading axes each matrix contracts. Embedding, norms and biases stay as they are.
 CONTRACTED = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "lm_head": 1}
@@ -30,36 +33,66 @@ def check_quantization(to: Quantization | None, group_size: int | None) -> None:
         )
 
 
-def quantize_model(model: Llama, to: Quantization, group_size: int | None, device: jax.Device) -> Llama:
-    """The same network with the matrices of its layers and its head in few bits, on ``device``.
+def quantize_model(model: Llama, to: Quantization, group_size: int | None, mesh: Mesh | None) -> Llama:
+    """The same network with the matrices of its layers and its head in few bits.
 
-    Layers stay stacked, and one array after the other is moved, quantised a layer at a time and let go, so ``device`` never
-    holds more than one of them whole. A model with tied embeddings gets a head of its own.
+    Layers stay stacked, and one array after the other is moved, quantised a layer at a time and let go, so devices never hold
+    more than one of them in its full precision. A model with tied embeddings gets a head of its own.
 
     Args:
       model: on any device, the host's say; is used up.
       to: "int8", one scale for each output, or "int4", one for each ``group_size`` inputs of each output.
       group_size: for int4.
-      device: where the result goes.
+      mesh: over whose devices every array of the result is laid out by its logical axes; None: all on the default device.
+
+    Raises:
+      InputError: an axis that the mesh does not divide.
     """
     if model.config.llama.tie_word_embeddings:
         model.lm_head = nnx.Param(model.embedding[...].T, axes=model.embedding.axes[::-1])
     state = nnx.state(model)
     for path, variable in nnx.to_flat_state(state):
-        value = jax.device_put(variable.get_value(), device)
-        variable.set_value(None)
-        axes = CONTRACTED.get(path[-1])
-        if axes is None:
-            variable.set_value(value)
+        value = variable.get_value()
+        if mesh is None:
+            sharding = SingleDeviceSharding(jax.devices()[0])
         else:
-            variable.set_value(_quantize(value, axes, to, group_size, stacked=path[0] == "layers"))
+            sharding = named_sharding(mesh, variable.axes, value.shape, ".".join(map(str, path)))
+        value = jax.device_put(value, sharding)
+        variable.set_value(None)
+        contracted = CONTRACTED.get(path[-1])
+        if contracted is not None:
+            value = _quantize(value, contracted, to, group_size, stacked=path[0] == "layers", axes=variable.axes, mesh=mesh)
+        variable.set_value(value)
     nnx.update(model, state)
     return model
 
 
-def _quantize(kernel: jax.Array, axes: int, to: Quantization, group_size: int | None, stacked: bool):
-    one = lambda kernel: quantize(kernel, axes, to, group_size)  # noqa: E731
-    return jax.jit(lambda kernel: jax.lax.map(one, kernel) if stacked else one(kernel))(kernel)
+def _quantize(
+    kernel: jax.Array,
+    contracted: int,
+    to: Quantization,
+    group_size: int | None,
+    stacked: bool,
+    axes: Sequence[str],
+    mesh: Mesh | None,
+) -> QuantizedKernel:
+    def every_layer(kernel: jax.Array) -> QuantizedKernel:
+        one = lambda kernel: quantize(kernel, contracted, to, group_size)  # noqa: E731
+        return jax.lax.map(one, kernel) if stacked else one(kernel)
+
+    if mesh is None:
+        return jax.jit(every_layer)(kernel)
+    layers, inputs, outputs = axes[:stacked], axes[stacked], axes[stacked + contracted :]
+    layout = lambda shape, axes: NamedSharding(mesh, dividing_spec(mesh, axes, shape))  # noqa: E731
+    shapes = jax.eval_shape(every_layer, kernel)
+    # Devices share the groups of inputs out, or, where the mesh does not divide their number (one, say), each group's inputs.
+    groups = shapes.values.shape[len(layers)]
+    of_inputs = (inputs, None) if dividing_spec(mesh, [inputs], [groups]) == partition_spec([inputs]) else (None, inputs)
+    shardings = QuantizedKernel(
+        values=layout(shapes.values.shape, (*layers, *of_inputs, *outputs)),
+        scales=layout(shapes.scales.shape, (*layers, of_inputs[0], *outputs)),
+    )
+    return jax.jit(every_layer, out_shardings=shardings)(kernel)
 
 
 class QuantizationError(NamedTuple):

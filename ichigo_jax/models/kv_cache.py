@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ichigo_jax.parallel import constrain
+
 BATCH_FROM_END = 4  # the batch axis counted from the end: [B, S, K, H], or [L, B, S, K, H] of stacked layers
 
 
@@ -22,7 +24,7 @@ class KVCache(NamedTuple):
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any) -> KVCache:
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return cls(_laid_out(jnp.zeros(shape, dtype)), _laid_out(jnp.zeros(shape, dtype)))
 
     def write(self, positions: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
         """One layer's cache with new tokens in the slots of their positions; positions beyond the last slot are dropped.
@@ -35,9 +37,14 @@ class KVCache(NamedTuple):
         rows = jnp.arange(positions.shape[0])[:, None]
 
         def write(cache: jax.Array, new: jax.Array) -> jax.Array:
-            return cache.at[rows, positions].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
+            return _laid_out(cache.at[rows, positions].set(new.astype(cache.dtype), mode="drop", unique_indices=True))
 
         return KVCache(write(self.k, k), write(self.v, v))
+
+
+def _laid_out(cache: jax.Array) -> jax.Array:
+    """On a mesh, a device has the heads whose weights it has, and the rows that it computes."""
+    return constrain(cache, *["layers"] * (cache.ndim - BATCH_FROM_END), "batch", None, "kv_heads", "head")
 
 
 Caches = KVCache | list[KVCache]  # of stacked layers, or one for each layer where they lie apart

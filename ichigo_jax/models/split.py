@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 
 class _Structure:
@@ -30,9 +32,15 @@ class SplitModel:
     """A model as a flat tuple of arrays and a structure.
 
     A call sends the tuple, which JAX takes apart in C++; a tree of flax variables is taken apart in Python, at every call.
+
+    Attributes:
+      arrays: the leaves.
+      structure: the rest.
+      mesh: that functions of the model run under (``jax.set_mesh``); None: what the caller has set, if anything.
     """
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, mesh: Mesh | None = None):
+        self.mesh = mesh
         graphdef, state = nnx.split(model)
         arrays, tree = jax.tree.flatten(state)
         self.arrays: tuple[jax.Array, ...] = tuple(arrays)
@@ -59,7 +67,8 @@ def jit_model(static: Iterable[str] = (), donate: Iterable[str] = ()) -> Callabl
 
         @functools.wraps(function)
         def call(model: SplitModel, *args: Any, **kwargs: Any) -> Any:
-            return run(model.arrays, *args, structure=model.structure, **kwargs)
+            with contextlib.nullcontext() if model.mesh is None else jax.set_mesh(model.mesh):
+                return run(model.arrays, *args, structure=model.structure, **kwargs)
 
         call.compiled_programs = run._cache_size
         return call

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ichigo_jax.models.linear import PRODUCT
 from ichigo_jax.parallel import gather_weight
@@ -37,12 +38,21 @@ def unstack_layers(stacked: M) -> nnx.List:
     graphdef, state = nnx.split(stacked)
     apart: list[list[tuple[Any, nnx.Variable]]] = []
     for path, variable in nnx.to_flat_state(state):
-        arrays = list(variable.get_value())
+        arrays = _layers_apart(variable.get_value())
         apart = apart or [[] for _ in arrays]
         for layer, array in zip(apart, arrays):
             layer.append((path, variable.replace(array, axes=variable.axes[1:])))
         variable.set_value(None)
     return nnx.List([nnx.merge(graphdef, nnx.from_flat_state(layer)) for layer in apart])
+
+
+def _layers_apart(stacked: jax.Array) -> list[jax.Array]:
+    """[L, …] -> L arrays […], each laid out over its devices as the stack was."""
+    sharding = stacked.sharding
+    if not isinstance(sharding, NamedSharding):
+        return list(stacked)
+    of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return list(jax.jit(lambda stacked: tuple(stacked), out_shardings=of_layer)(stacked))
 
 
 def scan_layers(

@@ -136,14 +136,22 @@ def truncate(ids: Sequence[int], answer_mask: Sequence[bool], length: int, sound
 
 def _parts(message: Mapping[str, Any], index: int) -> list[Part]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise InputError(f"message {index}: found {message!r:.80}, expected {{'role': …, 'content': …}}")
+        raise InputError(f"message {index}: found {_shown(message)}, expected {{'role': …, 'content': …}}")
     if message["role"] not in ROLES:
         raise InputError(f"message {index}: role {message['role']!r} found, expected one of {', '.join(ROLES)}")
     content = message["content"]
     parts = [content] if isinstance(content, str) else content
     if not isinstance(parts, Sequence) or not all(isinstance(part, Part) for part in parts):
-        raise InputError(f"message {index}: content {content!r:.80} found, expected text or a list of text and SoundCodes")
+        raise InputError(
+            f"message {index}: content {_shown(content)} found, expected text or a list of text and SoundCodes; audio goes into "
+            "Spoken(audio), for an Assistant to hear"
+        )
     return list(parts)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what someone gave, on one line: arrays spell themselves on several."""
+    return f"{' '.join(repr(value).split()):.80}"
 
 
 def _edges(parts: Sequence[Part]) -> tuple[str, str]:

@@ -28,28 +28,53 @@ TRANSCRIPTION_PROMPTS = {
 }
 
 
-def transcription_prompt(language: str, seed: int) -> str:
-    """One of the wordings of ``language`` ("en" or "vi"), chosen by ``seed``; the sound follows it.
+def transcription_prompt(language: str, wording: int) -> str:
+    """The wording of ``language`` ("en" or "vi") with the index ``wording``, from 0; the sound follows it.
+
+    Raises:
+      InputError: a language without wordings, or an index that it does not have.
+    """
+    prompts = _wordings(language)
+    _check_wording(wording, len(prompts))
+    return prompts[wording]
+
+
+def drawn_transcription_prompt(language: str, seed: int) -> str:
+    """A wording of ``language`` drawn by ``seed``, for data: encoded data sets depend on which seed draws which wording.
 
     Raises:
       InputError: a language without wordings.
     """
-    if language not in TRANSCRIPTION_PROMPTS:
-        raise InputError(f"language {language!r} found, expected one of {', '.join(TRANSCRIPTION_PROMPTS)}")
-    prompts = TRANSCRIPTION_PROMPTS[language]
+    prompts = _wordings(language)
     return prompts[np.random.default_rng(seed).integers(len(prompts))]
 
 
 def transcription_request(
-    speech: SoundCodes, language: str | None, seed: int, task_token: str = RELEASED_TASK_TOKEN
+    speech: SoundCodes, language: str | None, wording: int, task_token: str = RELEASED_TASK_TOKEN
 ) -> list[Part]:
     """The content of a user's message that asks for the words of ``speech``.
 
     Args:
       speech: what was said.
       language: of the wording, or None for the older form, ``task_token`` alone.
-      seed: chooses the wording.
+      wording: index of the wording, from 0; the older form has one.
       task_token: the special token of the older form; the released models' unless given.
+
+    Raises:
+      InputError: as ``transcription_prompt``.
     """
-    request: Part = SpecialToken(task_token) if language is None else transcription_prompt(language, seed)
-    return [request, speech]
+    if language is not None:
+        return [transcription_prompt(language, wording), speech]
+    _check_wording(wording, 1)
+    return [SpecialToken(task_token), speech]
+
+
+def _wordings(language: str) -> tuple[str, ...]:
+    if language not in TRANSCRIPTION_PROMPTS:
+        raise InputError(f"language {language!r} found, expected one of {', '.join(TRANSCRIPTION_PROMPTS)}")
+    return TRANSCRIPTION_PROMPTS[language]
+
+
+def _check_wording(wording: int, wordings: int) -> None:
+    if isinstance(wording, bool) or not isinstance(wording, int | np.integer) or not 0 <= wording < wordings:
+        raise InputError(f"wording {wording!r} found, expected {'0' if wordings == 1 else f'0 to {wordings - 1}'}")

@@ -238,7 +238,8 @@ class TextTokenizer:
 class StreamDecoder:
     """Text of ids that arrive one by one; its pieces joined are ``decode`` of all ids.
 
-    A character may be spread over several ids, so a piece ends only where a character does.
+    A character may be spread over several ids, so a piece ends only where a character does. (The ``DecodeStream`` of
+    ``tokenizers`` has no end: it leaves a cut-off character out, which ``decode`` shows as U+FFFD.)
     """
 
     def __init__(self, tokenizer: TextTokenizer):

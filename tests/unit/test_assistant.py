@@ -1,5 +1,6 @@
 """The assistant and the commands around it, on random models."""
 
+import dataclasses
 import json
 import types
 
@@ -12,9 +13,10 @@ from ichigo_jax import generate
 from ichigo_jax.data.audio_files import list_audio
 from ichigo_jax.decoding.sampling import Sampling
 from ichigo_jax.errors import InputError
-from ichigo_jax.inference.assistant import Assistant
+from ichigo_jax.inference.assistant import Assistant, Spoken
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.text import SoundCodes, encode_chat, transcription_request
+from ichigo_jax.text.prompts import TRANSCRIPTION_PROMPTS
 
 CLIP = np.zeros(1600, np.float32)
 SHORT = {"max_new_tokens": 12}
@@ -65,6 +67,9 @@ class TestAssistant:
     def test_transcribes(self, assistant, language_model):
         request = [{"role": "user", "content": transcription_request(SoundCodes([3, 3, 0]), "vi", 2)}]
         assert assistant.transcribe(CLIP, language="vi", wording=2, **SHORT) == answer_to(language_model, request)
+        assert request[0]["content"][0] == TRANSCRIPTION_PROMPTS["vi"][2]
+        with pytest.raises(InputError, match="wording 6 found, expected 0 to 5"):
+            assistant.transcribe(CLIP, language="vi", wording=6, **SHORT)
 
     def test_hears_in_the_form_it_was_trained_on(self, language_model):
         texts = language_model.tokenizer
@@ -113,6 +118,120 @@ class TestAssistant:
         ears.encode = lambda audio: [np.array([3], np.int32), np.zeros(0, np.int32)]
         with pytest.raises(InputError, match="short.wav: found too little sound"):
             assistant.hear([CLIP, "short.wav"])
+
+
+class KeenEars(Ears):
+    """Hears other codes in every clip: as many as it has hundreds of samples, and in a file those of its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def encode(self, audio):
+        self.heard.append(list(audio))
+        return [np.arange(int(clip.split(".")[0]) if isinstance(clip, str) else len(clip) // 100) % 4 for clip in audio]
+
+
+def clip(codes):
+    return np.zeros(100 * codes, np.float32)
+
+
+def codes(count):
+    return SoundCodes([code % 4 for code in range(count)])
+
+
+class TestReplies:
+    SYSTEM = {"role": "system", "content": "Sing."}
+
+    # Pairs of a conversation and how the language model sees it.
+    CONVERSATIONS = [
+        (
+            [SYSTEM, {"role": "user", "content": Spoken(clip(3))}],
+            [SYSTEM, {"role": "user", "content": [codes(3)]}],
+        ),
+        (
+            [{"role": "user", "content": "hi"}],
+            [{"role": "user", "content": "hi"}],
+        ),
+        (
+            [
+                {"role": "user", "content": Spoken("5.wav")},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "and then?"},
+                {"role": "assistant", "content": "no"},
+                {"role": "user", "content": ["listen: ", Spoken(clip(2)), " and ", Spoken(clip(4)), "?"]},
+            ],
+            [
+                {"role": "user", "content": [codes(5)]},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "and then?"},
+                {"role": "assistant", "content": "no"},
+                {"role": "user", "content": ["listen: ", codes(2), " and ", codes(4), "?"]},
+            ],
+        ),
+    ]
+
+    @pytest.fixture
+    def assistant(self, language_model):
+        return Assistant(language_model, KeenEars())
+
+    def test_several_conversations_with_speech_anywhere(self, assistant, language_model):
+        found = assistant.replies([given for given, _ in self.CONVERSATIONS], **SHORT)
+        assert found == [answer_to(language_model, seen) for _, seen in self.CONVERSATIONS]
+        (batch,) = assistant.speech_tokenizer.heard
+        assert len(batch) == 4, "all clips of all conversations are heard at once"
+        assert assistant.replies([]) == []
+
+    def test_reply_and_stream_take_speech_in_their_messages(self, assistant, language_model):
+        for given, seen in self.CONVERSATIONS:
+            expected = answer_to(language_model, seen)
+            assert assistant.reply(messages=given, **SHORT) == expected
+            assert "".join(assistant.stream(messages=given, **SHORT)) == expected
+        given, seen = self.CONVERSATIONS[0]
+        newest = {"role": "user", "content": [codes(6)]}
+        between = {"role": "assistant", "content": "ok"}
+        expected = answer_to(language_model, [*seen, between, newest])
+        assert assistant.reply(clip(6), [*given, between], **SHORT) == expected
+
+    def test_every_conversation_has_options_of_its_own(self, assistant, language_model):
+        options = {"sampling": [Sampling(), Sampling(1.5), Sampling(0.7)], "seed": [3, 4, 5]}
+        found = assistant.replies([given for given, _ in self.CONVERSATIONS], **SHORT, **options)
+        for answer, (given, _), sampling, seed in zip(found, self.CONVERSATIONS, *options.values(), strict=True):
+            assert answer == assistant.reply(messages=given, sampling=sampling, seed=seed, **SHORT)
+
+    def test_what_is_given_stays_as_it_was(self, assistant):
+        part = Spoken(clip(1))
+        conversation = [{"role": "user", "content": ["a ", part]}]
+        assistant.replies([conversation], **SHORT)
+        assert conversation == [{"role": "user", "content": ["a ", part]}]
+
+    @pytest.mark.parametrize(
+        "conversation, fault",
+        [
+            ([], "conversation 1: found neither audio nor messages"),
+            ([{"role": "user", "content": Spoken(clip(0))}], "clip 1: found too little sound for one sound token"),
+            ([{"role": "user", "content": [Spoken("0.wav")]}], "0.wav: found too little sound for one sound token"),
+            ([{"role": "guest", "content": Spoken(clip(1))}], "message 0: role 'guest' found"),
+            ([{"role": "user", "content": [clip(1)]}], "message 0: content .* found, expected text"),
+            (["hi"], "message 0: found 'hi', expected"),
+        ],
+    )
+    def test_refusals(self, assistant, conversation, fault):
+        with pytest.raises(InputError, match=fault) as error:
+            assistant.replies([self.CONVERSATIONS[0][0], conversation], **SHORT)
+        assert "\n" not in str(error.value)
+
+    def test_speech_needs_ears(self, language_model):
+        deaf = Assistant(language_model, None)
+        with pytest.raises(InputError, match="no speech tokenizer"):
+            deaf.replies([self.CONVERSATIONS[1][0], self.CONVERSATIONS[0][0]], **SHORT)
+        assert deaf.replies([self.CONVERSATIONS[1][0]], **SHORT) == [answer_to(language_model, self.CONVERSATIONS[1][1])]
+
+    def test_the_package_has_the_names(self):
+        assert ichigo_jax.Spoken is Spoken and ichigo_jax.Sampling is Sampling
+        assert ichigo_jax.WHISPER_DEFAULTS.replace(language="vi") == ichigo_jax.DecodingOptions(
+            **(dataclasses.asdict(ichigo_jax.WHISPER_DEFAULTS) | {"language": "vi"})
+        )
 
 
 class TestGenerateCommand:

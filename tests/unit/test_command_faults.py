@@ -1,6 +1,5 @@
 """The commands on manifests, outputs and flags that users get wrong: one row's error or one line, before any work."""
 
-import dataclasses
 import json
 import os
 import threading
@@ -16,7 +15,7 @@ from test_generation import save_tiny_model
 from test_speech_tokenizer import NANO, noise
 
 from ichigo_jax import SpeechTokenizer, evaluate, generate, synthesize, tokenize, train_text_tokenizer, transcribe
-from ichigo_jax.inference.decoding_options import GREEDY
+from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS
 from ichigo_jax.inference.language_model import LanguageModel
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
 from ichigo_jax.storage import read_json
@@ -337,10 +336,10 @@ class TestFlags:
 def test_languages_as_whisper_calls_them():
     names = {"Vietnamese": "vi", "mandarin": "zh", "Lao": "lo", "JW": "jw", "haw": "haw", "Cantonese": "yue", "FLEMISH": "nl"}
     for name, code in {**names, "xx": "xx", "abc": "abc"}.items():
-        assert language_code(name) == code == dataclasses.replace(GREEDY, language=name).language
+        assert language_code(name) == code == WHISPER_DEFAULTS.replace(language=name).language
     for name in ("Klingon", "en-US", "", "e", "fr_FR"):
         with pytest.raises(ValueError, match=f"language '{name}' found, expected an abbreviation or name"):
-            dataclasses.replace(GREEDY, language=name)
+            WHISPER_DEFAULTS.replace(language=name)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +347,9 @@ def test_languages_as_whisper_calls_them():
 )
 def test_decoding_options_are_numbers(option):
     with pytest.raises(ValueError, match=next(iter(option))):
-        dataclasses.replace(GREEDY, **option)
+        WHISPER_DEFAULTS.replace(**option)
     with pytest.raises(ValueError, match="patience"):
-        dataclasses.replace(GREEDY, beam_size=2, patience=float("inf"))
+        WHISPER_DEFAULTS.replace(beam_size=2, patience=float("inf"))
 
 
 @pytest.mark.parametrize("language, code", [("EN", "en"), ("English", "en"), ("english ", "en")])

@@ -301,6 +301,11 @@ class TestLanguageModel:
         half = LanguageModel.from_pretrained(tmp_path / "model", dtype="bfloat16").logits([[1, 2, 3]])
         assert half.dtype == np.float32 and 0 < np.abs(half - expected).max() < 0.2 * np.abs(expected).max()
 
+    @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "half"])
+    def test_other_dtypes_are_refused(self, tmp_path, dtype):
+        with pytest.raises(InputError, match=f"dtype '{dtype}' found, expected float32 or bfloat16$"):
+            LanguageModel.from_pretrained(tmp_path / "none", dtype)
+
     def test_a_tokenizer_that_does_not_fit_is_refused(self, tmp_path):
         config = save_tiny_model(tmp_path).config
         tokenizer = TextTokenizer.from_folder(tmp_path / "tokenizer")

@@ -12,9 +12,13 @@ from flax import nnx
 from reference_weights import filled, jitted, quantizer_weights, set_weights, whisper_weights
 
 from ichigo_jax import SpeechTokenizer, configuration
+from ichigo_jax.audio import ahead
 from ichigo_jax.audio.decode import AudioError
+from ichigo_jax.data import audio_files
 from ichigo_jax.errors import InputError
 from ichigo_jax.inference import speech_tokenizer
+from ichigo_jax.inference.clips import ClipBatches, read_clips
+from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS
 from ichigo_jax.models.declare import cast_params
 from ichigo_jax.models.quantizer import QuantizerConfig
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
@@ -153,7 +157,8 @@ def test_long_clips_lose_nothing(tokenizer):
     clip[10_000:10_600] = 0.0  # quiet near the first mark, two thirds of a context: 8533
     (codes,) = tokenizer.encode([clip])
     assert len(codes) == len(clip) // CODE
-    pieces = [piece.samples for piece in tokenizer._pieces([clip], CONTEXT / 16000)]
+    batches = ClipBatches(CONTEXT, CODE, batch_size=2)
+    pieces = [piece.samples for piece in batches.pieces([clip], batches.context_seconds)]
     assert len(pieces) > 5 and max(map(len, pieces)) <= CONTEXT
     np.testing.assert_array_equal(np.concatenate(pieces), clip)
     np.testing.assert_array_equal(np.concatenate(tokenizer.encode(pieces)), codes)
@@ -210,7 +215,7 @@ def test_transcribe_is_the_decoders_greedy_answer(tokenizer, model):
     assert len(texts) == 4 and any(texts) and all("<|" not in text for text in texts)
     assert tokenizer.transcribe(clips[:2]) == texts[:2]
     # Step by step over whole sequences, without a cache.
-    text, length = tokenizer.text, NANO.whisper.n_text_ctx
+    text, length = tokenizer.tokenizer, NANO.whisper.n_text_ctx
     states = jnp.asarray(tokenizer.dequantize(tokenizer.encode(clips[:2]))[:1])
     decode = jitted(model.whisper.decoder, "__call__")
     prompt, answer = list(text.prompt), []
@@ -228,8 +233,8 @@ def test_transcribe_is_the_decoders_greedy_answer(tokenizer, model):
 def test_a_clip_too_short_for_a_code_has_no_text(tokenizer, language):
     short = [noise(seed, length) for seed, length in enumerate([1, 300, CODE - 1])]
     clips = [short[0], noise(0, 3000), *short[1:], noise(1, 6000)]
-    texts = tokenizer.transcribe(clips, language)
-    alone = tokenizer.transcribe([clips[1], clips[4]], language)
+    texts = tokenizer.transcribe(clips, language=language)
+    alone = tokenizer.transcribe([clips[1], clips[4]], language=language)
     assert all(alone) and texts == ["", alone[0], "", "", alone[1]]
     assert [len(codes) for codes in tokenizer.encode(short)] == [0, 0, 0]
 
@@ -256,6 +261,51 @@ def test_clips_are_read_a_few_ahead_only(tokenizer):
     next(codes)
     assert len(taken) < 100
     codes.close()
+
+
+def test_files_and_arrays_may_take_turns(tmp_path):
+    clips = [noise(seed, 500 + seed) for seed in range(6)]
+    given = list(clips)
+    for index in (0, 2, 3, 5):
+        given[index] = tmp_path / f"{index}.wav"
+        soundfile.write(given[index], clips[index], 16000, subtype="FLOAT")
+    for expected, found in zip(clips, read_clips(given, max_seconds=1, max_bytes=1 << 20), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(AudioError, match="clip 4: found no samples"):
+        list(read_clips([*given[:4], clips[4][:0]], max_seconds=1, max_bytes=1 << 20))
+
+
+def test_clips_that_were_read_are_not_read_ahead_again(monkeypatch, tmp_path):
+    """``for_each_clip`` has decoded them ahead; another queue would keep as many clips in memory again."""
+    rows = [{"path": str(tmp_path / f"{number}.wav")} for number in range(200)]
+    for row in rows:
+        soundfile.write(row["path"], noise(0, 640), 16000)
+    read = []
+    real = audio_files.read_clip
+    monkeypatch.setattr(audio_files, "read_clip", lambda path, *bounds: [read.append(path), real(path, *bounds)][1])
+
+    def lengths(clips):
+        return ({"samples": len(clip)} for clip in read_clips(clips, max_seconds=1, max_bytes=1 << 20))
+
+    outcomes = audio_files.for_each_clip(rows, lengths, max_seconds=1, max_bytes=1 << 20)
+    next(outcomes)
+    assert len(read) <= ahead.AHEAD + 1
+    outcomes.close()
+
+
+def test_options_and_language(tokenizer):
+    clips = [noise(seed, 6000) for seed in range(3)]
+    plain = tokenizer.transcribe(clips)
+    assert tokenizer.transcribe(clips, WHISPER_DEFAULTS) == plain == tokenizer.transcribe(clips, language="English")
+    short = WHISPER_DEFAULTS.replace(sample_len=2, language=None)
+    assert short.sample_len == 2 and WHISPER_DEFAULTS.sample_len is None
+    assert tokenizer.transcribe(clips, short) == tokenizer.transcribe(clips, short, language="en") != plain
+    with pytest.raises(InputError, match="options 'vi' found, expected DecodingOptions; .* language='vi'"):
+        tokenizer.transcribe(clips, "vi")
+    with pytest.raises(InputError, match="decoding option 'beam' found, expected one of task, language"):
+        WHISPER_DEFAULTS.replace(beam=5)
+    with pytest.raises(InputError, match="beam_size 0 found"):
+        WHISPER_DEFAULTS.replace(beam_size=0)
 
 
 def test_prompts(text_folder):
@@ -314,8 +364,9 @@ def test_half_precision_keeps_codebook_and_fingerprint(folder, tokenizer, model)
 def test_what_cannot_be_used_is_refused(model, folder, text_folder, tmp_path):
     with pytest.raises(InputError, match="no text tokenizer"):
         SpeechTokenizer(model, NANO, None).transcribe([noise(1, 1000)])
-    with pytest.raises(InputError, match="float16"):
-        SpeechTokenizer.from_pretrained(folder, dtype="float16")
+    for dtype in ("float16", "float64", "int8"):
+        with pytest.raises(InputError, match=f"dtype '{dtype}' found, expected float32 or bfloat16"):
+            SpeechTokenizer.from_pretrained(folder, dtype=dtype)
     with pytest.raises(InputError, match="expected a model folder"):
         SpeechTokenizer.from_pretrained(tmp_path / "none")
     with pytest.raises(InputError, match="batch size 0"):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -11,6 +12,7 @@ from ichigo_jax.text import (
     SpecialToken,
     StreamDecoder,
     TextTokenizer,
+    drawn_transcription_prompt,
     encode_chat,
     train_llama_tokenizer,
     train_whisper_tokenizer,
@@ -210,6 +212,23 @@ class TestTextTokenizer:
         cut = StreamDecoder(tokenizer)
         assert [cut.push(index) for index in ids[:3]] == ["a", "", ""] and cut.finish() == "\N{REPLACEMENT CHARACTER}"
 
+    @pytest.mark.parametrize(
+        "text", ["👩‍👩‍👧‍👦🦙", "Hãy viết lại lời nói trong đoạn ghi âm này.", " 日本語\r\n", "a\N{REPLACEMENT CHARACTER}b", ""]
+    )
+    def test_streamed_pieces_join_to_the_text(self, tokenizer, text):
+        ids = [*tokenizer.encode(text), tokenizer.special_id("<|eot_id|>"), *tokenizer.encode(text)]
+        for length in range(len(ids) + 1):
+            stream = StreamDecoder(tokenizer)
+            assert "".join([*map(stream.push, ids[:length]), stream.finish()]) == tokenizer.decode(ids[:length])
+
+    def test_streamed_bytes_join_to_the_text(self, tokenizer):
+        """Any ids in any order: half characters, sound tokens, special tokens."""
+        random = np.random.default_rng(0)
+        for _ in range(500):
+            ids = random.integers(0, tokenizer.size, random.integers(1, 16)).tolist()
+            stream = StreamDecoder(tokenizer)
+            assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer.decode(ids)
+
 
 CONVERSATION = [
     {"role": "system", "content": "  You hear well.\n"},
@@ -345,11 +364,31 @@ class TestTruncate:
 class TestPrompts:
     def test_wordings(self):
         for language, prompts in TRANSCRIPTION_PROMPTS.items():
-            chosen = {transcription_prompt(language, seed) for seed in range(60)}
+            chosen = {drawn_transcription_prompt(language, seed) for seed in range(60)}
             assert chosen == set(prompts) and len(chosen) >= 5
-            assert transcription_prompt(language, 7) == transcription_prompt(language, 7)
-        with pytest.raises(InputError, match="'xx'"):
-            transcription_prompt("xx", 0)
+            assert drawn_transcription_prompt(language, 7) == drawn_transcription_prompt(language, 7)
+        for by_index_or_seed in (transcription_prompt, drawn_transcription_prompt):
+            with pytest.raises(InputError, match="'xx'"):
+                by_index_or_seed("xx", 0)
+
+    def test_the_drawn_wording_of_a_row_stays_the_same(self):
+        """Encoded data sets were made with these: another choice would make another data set of the same rows."""
+        for language, prompts in TRANSCRIPTION_PROMPTS.items():
+            drawn = [prompts.index(drawn_transcription_prompt(language, seed)) for seed in range(12)]
+            assert drawn == [5, 2, 5, 4, 4, 4, 2, 5, 4, 2, 4, 0]
+
+    @pytest.mark.parametrize("language", TRANSCRIPTION_PROMPTS)
+    def test_a_wording_is_an_index(self, language):
+        prompts = TRANSCRIPTION_PROMPTS[language]
+        assert tuple(transcription_prompt(language, index) for index in range(len(prompts))) == prompts
+        assert transcription_request(SoundCodes([1]), language, 3)[0] == prompts[3]
+        for wrong in (len(prompts), -1, 100, 1.0, True, "0"):
+            with pytest.raises(InputError, match=f"wording {wrong!r} found, expected 0 to {len(prompts) - 1}$"):
+                transcription_prompt(language, wrong)
+
+    def test_the_older_form_has_one_wording(self):
+        with pytest.raises(InputError, match="wording 1 found, expected 0"):
+            transcription_request(SoundCodes([1]), None, 1)
 
     def test_request(self, chatml):
         assert transcription_request(SoundCodes([1, 2]), "en", 0) == [transcription_prompt("en", 0), SoundCodes([1, 2])]

@@ -11,6 +11,7 @@ from reference_weights import filled
 from test_speech_tokenizer import NANO, noise
 
 from ichigo_jax import SpeechTokenizer, tokenize, transcribe
+from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
 from ichigo_jax.storage.model_folder import save_model
 from ichigo_jax.text.train_tokenizer import train_whisper_tokenizer
@@ -105,7 +106,8 @@ def test_transcribe_takes_whispers_options(model, recordings, capsys):
     row = json.loads(out)
     assert code == 0 and row.keys() == {"path", "text", "language"} and row["language"] == "en"
     tokenizer = SpeechTokenizer.from_pretrained(model)
-    assert [row["text"]] == tokenizer.transcribe([file], language=None, beam_size=2, temperature=(0.0, 0.5))
+    options = WHISPER_DEFAULTS.replace(language=None, beam_size=2, temperature=(0.0, 0.5))
+    assert [row["text"]] == tokenizer.transcribe([file], options)
 
     code, _, err = run(capsys, transcribe, "--model", model, "--prompt", "earlier", file)
     assert code == 2 and "<|startofprev|>" in err, "this small vocabulary has no place for it"

@@ -13,7 +13,7 @@ from test_speech_tokenizer import NANO
 from converters.whisper_text import build
 from ichigo_jax.decoding import whisper as decoding_loop
 from ichigo_jax.errors import InputError
-from ichigo_jax.inference.decoding_options import GREEDY, DecodingOptions, DecodingResult
+from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS, DecodingOptions, DecodingResult
 from ichigo_jax.inference.transcription import Transcriber
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerModel
 from ichigo_jax.models.split import SplitModel
@@ -99,7 +99,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_tokens_equal_openai_whisper(both, name):
-    options = dataclasses.replace(GREEDY, **{"language": "vi"} | OPTIONS[name])
+    options = WHISPER_DEFAULTS.replace(**{"language": "vi"} | OPTIONS[name])
     found, expected = both.ours(options), both.theirs(options)
     assert_same(found, expected)
     lengths = {len(result.tokens) for result in found}
@@ -110,11 +110,11 @@ def test_tokens_equal_openai_whisper(both, name):
 
 
 def test_english_only_tokens_equal_openai_whisper(english):
-    options = dataclasses.replace(GREEDY, language=None, prompt="earlier")
+    options = WHISPER_DEFAULTS.replace(language=None, prompt="earlier")
     assert english.transcriber(options).detect_languages(english.states) == ["en"] * CLIPS
     assert_same(english.ours(options), english.theirs(dataclasses.replace(options, language="en")))
     with pytest.raises(InputError, match="language 'vi'"):
-        english.ours(dataclasses.replace(GREEDY, language="vi"))
+        english.ours(WHISPER_DEFAULTS.replace(language="vi"))
 
 
 def test_lists_of_ids_equal_openai_whisper(both, english):
@@ -129,7 +129,7 @@ def test_lists_of_ids_equal_openai_whisper(both, english):
 
 
 def test_a_row_does_not_depend_on_the_others(both):
-    options = dataclasses.replace(GREEDY, temperature=(0.7,), best_of=2, sample_len=8)
+    options = WHISPER_DEFAULTS.replace(temperature=(0.7,), best_of=2, sample_len=8)
     together = both.ours(options)
     assert both.ours(options) == together, "the same every time"
     transcriber = both.transcriber(options)
@@ -143,11 +143,11 @@ def test_a_row_does_not_depend_on_the_others(both):
 
 def test_sampling_follows_the_temperature(both):
     choose = dict(sample_len=6, compression_ratio_threshold=None, logprob_threshold=None)
-    greedy = both.ours(dataclasses.replace(GREEDY, **choose))
-    cold = both.ours(dataclasses.replace(GREEDY, temperature=(1e-5,), **choose))
+    greedy = both.ours(WHISPER_DEFAULTS.replace(**choose))
+    cold = both.ours(WHISPER_DEFAULTS.replace(temperature=(1e-5,), **choose))
     assert [result.tokens for result in cold] == [result.tokens for result in greedy]
-    one = both.ours(dataclasses.replace(GREEDY, temperature=(1.0,), **choose))
-    best = both.ours(dataclasses.replace(GREEDY, temperature=(1.0,), best_of=8, **choose))
+    one = both.ours(WHISPER_DEFAULTS.replace(temperature=(1.0,), **choose))
+    best = both.ours(WHISPER_DEFAULTS.replace(temperature=(1.0,), best_of=8, **choose))
     mean = lambda results: np.mean([result.avg_logprob for result in results])  # noqa: E731
     assert mean(one) < mean(best) < mean(greedy)
 
@@ -159,10 +159,10 @@ def test_only_what_fails_is_tried_again(both, monkeypatch):
         decoding_loop, "sample", lambda *args, **sizes: asked.append(len(args[1].states)) or sample(*args, **sizes)
     )
     choose = dict(sample_len=6, compression_ratio_threshold=None, no_speech_threshold=None)
-    greedy = both.ours(dataclasses.replace(GREEDY, logprob_threshold=None, **choose))
+    greedy = both.ours(WHISPER_DEFAULTS.replace(logprob_threshold=None, **choose))
     threshold = sorted(result.avg_logprob for result in greedy)[2]  # two fail
     asked.clear()
-    options = dataclasses.replace(GREEDY, temperature=(0.0, 1e-5, 1e-4), logprob_threshold=threshold, **choose)
+    options = WHISPER_DEFAULTS.replace(temperature=(0.0, 1e-5, 1e-4), logprob_threshold=threshold, **choose)
     found = both.ours(options)
     assert asked == [CLIPS, 2, 2]
     failed = [result.avg_logprob < threshold for result in greedy]
@@ -187,7 +187,7 @@ def result(text="ok", avg_logprob=-0.5, no_speech_prob=0.0):
     ],
 )
 def test_thresholds_are_those_of_whisper_transcribe(found, again, silent):
-    assert (found.needs_fallback(GREEDY), found.is_silence(GREEDY)) == (again, silent)
+    assert (found.needs_fallback(WHISPER_DEFAULTS), found.is_silence(WHISPER_DEFAULTS)) == (again, silent)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_thresholds_are_those_of_whisper_transcribe(found, again, silent):
 )
 def test_options_that_mean_nothing_are_refused(wrong, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(GREEDY, **wrong)
+        WHISPER_DEFAULTS.replace(**wrong)
     assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(DecodingOptions))
 
 
@@ -214,11 +214,11 @@ def test_options_must_fit_the_decoder(both):
         ({"prefix": "word " * 60}, "prompt of 64 tokens found, expected at most the decoder's context, 48"),
     ]:
         with pytest.raises(InputError, match=message):
-            both.transcriber(dataclasses.replace(GREEDY, **wrong))
+            both.transcriber(WHISPER_DEFAULTS.replace(**wrong))
 
 
 def test_batches_of_a_size_share_a_program(both):
-    options = dataclasses.replace(GREEDY, sample_len=5)
+    options = WHISPER_DEFAULTS.replace(sample_len=5)
     both.ours(options, both.states[:4])
     compiled = decoding_loop.sample.compiled_programs()
     for language in ("en", "vi"):
