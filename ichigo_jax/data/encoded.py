@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ichigo_jax.data.row_files import Chunk, find_row_files, read_chunks
 from ichigo_jax.data.row_formats import Example, RowEncoder
 from ichigo_jax.errors import InputError
-from ichigo_jax.storage import atomic_write
+from ichigo_jax.storage import atomic_write, writing
 
 VERSION = 1  # of what is written; another one makes every run encode anew
 ROWS_PER_CHUNK = 1000
@@ -118,7 +118,7 @@ def encode_rows(
         bar = tqdm(desc=f"encoding {path}", unit=" rows", disable=None if progress else True)
         with bar, atomic_write(ids, replace=True) as partial_ids, atomic_write(lengths, replace=True) as partial_lengths:
             first_fault, tables = None, []
-            with partial_ids.open("wb") as file:
+            with writing(ids), partial_ids.open("wb") as file:
                 for encoded in _encode_chunks(_numbered(chunks), encoder, processes or _cpus()):
                     file.write(encoded.ids.tobytes())
                     tables.append(encoded.lengths)
