@@ -241,7 +241,7 @@ def their_gradients(config, adapter, theirs):
     targets = peft_format.target_shapes(config, adapter)
     pieces = engine.expand(peft_format.table(config, adapter), targets)
     gradient = lambda key: named[names_in_peft(key, named)[0]].grad.numpy()  # noqa: E731
-    return engine.assemble(engine.read_pieces(pieces, gradient, None), targets)
+    return engine.assemble(engine.read_pieces(pieces, gradient, None, "gradients"), targets)
 
 
 def assert_gradients_equal(found, expected):
