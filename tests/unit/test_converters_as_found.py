@@ -447,9 +447,9 @@ def test_rotary_settings_in_both_spellings(source, tmp_path, capsys, fields, sai
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: found nan"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: found NaN"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta inf found"),
-        ({"rope_parameters": LLAMA3 | {"rope_theta": 1e4, "factor": float("nan")}}, "factor: found nan"),
+        ({"rope_parameters": LLAMA3 | {"rope_theta": 1e4, "factor": float("nan")}}, "factor: found NaN"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights cannot be expressed, take those from before"),
     ],
 )
