@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "PlainWhisper": "ichigo_jax.inference.plain_whisper",
     "SpeechTokenizer": "ichigo_jax.inference.speech_tokenizer",
     "LanguageModel": "ichigo_jax.inference.language_model",
     "Assistant": "ichigo_jax.inference.assistant",

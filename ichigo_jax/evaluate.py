@@ -4,8 +4,9 @@
     python -m ichigo_jax.evaluate assistant --model DIR --speech-tokenizer DIR --output FILE MANIFEST
 
 ``speech-tokenizer`` writes every clip down through its codes and compares with the field ``text``: word and character error
-rate, and how the codebook is used. ``assistant`` answers every clip and compares with the field ``answer``, and asks the
-language model for the words as well; where rows have a field ``kind``, answers are counted for each kind too. The output is
+rate, and how the codebook is used; of a Whisper by itself the error rates alone. ``assistant`` answers every clip and compares
+with the field ``answer``, and asks the language model for the words as well; where rows have a field ``kind``, answers are
+counted for each kind too. The output is
 {"metrics": {…}, "rows": [{…}, …], "normalizer": …}: the manifest's rows with ``transcription`` and ``reply``. Fields of the
 manifest that are called so are kept as ``manifest_transcription`` and ``manifest_reply``. A clip that cannot be used has
 ``error`` instead and counts in no metric but ``unusable_clips``; the others go on, and the exit code is 1.
@@ -35,8 +36,11 @@ from ichigo_jax.evaluation.text import error_rates, exact_fraction
 from ichigo_jax.inference.assistant import Assistant
 from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS
 from ichigo_jax.inference.language_model import LanguageModel
+from ichigo_jax.inference.plain_whisper import KIND as WHISPER
+from ichigo_jax.inference.plain_whisper import PlainWhisper
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
 from ichigo_jax.storage import STANDARD_OUTPUT, check_output, write_json
+from ichigo_jax.storage.model_folder import folder_kind
 from ichigo_jax.tasks.checkpoint_model import model_folder
 from ichigo_jax.text import encode_chat, transcription_request
 
@@ -93,6 +97,8 @@ def check_kinds(manifest: str, rows: Sequence[Row]) -> None:
 
 def evaluate_speech_tokenizer(model: str, rows: Sequence[Row], normalizer: str = PLAIN) -> dict[str, Any]:
     """``wer``, ``cer``, the codebook's statistics and how often each code (the mask code left out) occurred."""
+    if folder_kind(model) == WHISPER:
+        return _evaluate_whisper(model, rows, normalizer)
     tokenizer = SpeechTokenizer.from_pretrained(model)
     quantizer = tokenizer.config.quantizer
 
@@ -109,6 +115,20 @@ def evaluate_speech_tokenizer(model: str, rows: Sequence[Row], normalizer: str =
     metrics = {**error_rates(expected, found, normalizer), **codebook_statistics(counts), **_unusable(outcomes)}
     rows = _output_rows(outcomes, ("transcription",))
     return {"metrics": metrics, "normalizer": normalizer, "code_counts": counts.tolist(), "rows": rows}
+
+
+def _evaluate_whisper(model: str, rows: Sequence[Row], normalizer: str) -> dict[str, Any]:
+    """``wer`` and ``cer`` of a Whisper by itself: what a speech tokenizer on it can reach."""
+    whisper = PlainWhisper.from_pretrained(model)
+
+    def measure(clips: list[np.ndarray]) -> Found:
+        return ({"transcription": text} for text in whisper.transcribe(clips))
+
+    outcomes = _go_over(rows, measure)
+    good = [outcome for outcome in outcomes if outcome.error is None]
+    expected, found = zip(*((outcome.row["text"], outcome.results["transcription"]) for outcome in good))
+    metrics = {**error_rates(expected, found, normalizer), **_unusable(outcomes)}
+    return {"metrics": metrics, "normalizer": normalizer, "rows": _output_rows(outcomes, ("transcription",))}
 
 
 def evaluate_assistant(model: str, speech_tokenizer: str, rows: Sequence[Row], normalizer: str = PLAIN) -> dict[str, Any]:

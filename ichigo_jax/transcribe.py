@@ -20,7 +20,8 @@ from ichigo_jax.arguments import ArgumentParser, unicode_text
 from ichigo_jax.audio_command import add_arguments, go_over_files, list_files
 from ichigo_jax.errors import command
 from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS
-from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer, spoken_text
+from ichigo_jax.inference.plain_whisper import load_speech_to_text
+from ichigo_jax.inference.speech_to_text import spoken_text
 from ichigo_jax.storage import check_output, open_output, write_json_line
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m ichigo_jax.transcribe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="speech-tokenizer folder")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a speech tokenizer, or a Whisper by itself")
     parser.add_argument("--language", default="en", help="spoken language, en or English, as Whisper has it, or auto (en)")
     parser.add_argument("--beam-size", type=int, metavar="N", help="follow so many answers at temperature 0 (one)")
     parser.add_argument(
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check_output(arguments.output)
     files = list_files(arguments)
-    tokenizer = SpeechTokenizer.from_pretrained(arguments.model, batch_size=arguments.batch_size)
+    model = load_speech_to_text(arguments.model, batch_size=arguments.batch_size)
 
     def transcribe(clips: Iterable[np.ndarray]) -> Iterator[dict[str, Any]]:
-        for pieces in tokenizer.transcribe_each(clips, options):
+        for pieces in model.transcribe_each(clips, options):
             found = {"language": pieces[0].language} if options.language is None else {}
             yield {"text": spoken_text(pieces, options), **found}
 

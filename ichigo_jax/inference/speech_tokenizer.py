@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,16 +13,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from ichigo_jax.audio.split import TARGET_SECONDS
 from ichigo_jax.errors import InputError, check_jaxlib
-from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS, Audio, Batch, ClipBatches, read_clips
-from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS, DecodingOptions, DecodingResult
+from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS, Audio, Batch, ClipBatches
 from ichigo_jax.inference.dtypes import Dtype, checked_dtype
 from ichigo_jax.inference.sizes import power_of_two
+from ichigo_jax.inference.speech_to_text import SpeechToText
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from ichigo_jax.models.split import SplitModel, jit_model
 from ichigo_jax.parallel import hosts
-from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER, fingerprint, load_arrays, load_config, load_model
+from ichigo_jax.storage.model_folder import fingerprint, load_arrays, load_config, load_model
 
 if TYPE_CHECKING:
     from ichigo_jax.text.whisper import WhisperText
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
 KIND = "speech_tokenizer"
 
 
-class SpeechTokenizer:
+class SpeechTokenizer(SpeechToText):
     """Whisper with a vector-quantised bottleneck.
 
     Clips run in batches of few sizes (``clips.ClipBatches``); every clip is padded to the encoder's context as the originals
@@ -69,12 +65,9 @@ class SpeechTokenizer:
           InputError: a text tokenizer with more ids than the decoder has, or a batch size below 1.
         """
         self.config = config
-        self._batches = ClipBatches(config.context_samples, config.samples_per_code, batch_size)
-        self._max_seconds, self._max_bytes = max_seconds, max_bytes
-        if tokenizer is not None:
-            self.tokenizer = self._checked(tokenizer)
-        self._model, self._decoder = SplitModel(model, mesh), SplitModel(model.whisper.decoder, mesh)
-        self._folder: Path | None = None
+        batches = ClipBatches(config.context_samples, config.samples_per_code, batch_size)
+        super().__init__(model.whisper.decoder, config.whisper, tokenizer, batches, max_seconds, max_bytes, mesh)
+        self._model = SplitModel(model, mesh)
 
     @classmethod
     def from_pretrained(
@@ -109,22 +102,6 @@ class SpeechTokenizer:
         speech_tokenizer = cls(model, config, None, **limits, mesh=mesh)
         speech_tokenizer._folder = folder
         return speech_tokenizer
-
-    @functools.cached_property
-    def tokenizer(self) -> WhisperText | None:
-        """Whisper's text tokenizer, or None when there is none; then nothing can be transcribed."""
-        if self._folder is None or not (self._folder / TOKENIZER_FOLDER).is_dir():
-            return None
-        from ichigo_jax.text.whisper import WhisperText  # here: it takes seconds to import, and sound tokens need no text
-
-        return self._checked(WhisperText.from_folder(self._folder / TOKENIZER_FOLDER))
-
-    def _checked(self, tokenizer: WhisperText) -> WhisperText:
-        if tokenizer.size > self.config.whisper.n_vocab:
-            raise InputError(
-                f"text tokenizer with {tokenizer.size} ids found, the model has n_vocab {self.config.whisper.n_vocab}"
-            )
-        return tokenizer
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -190,71 +167,11 @@ class SpeechTokenizer:
         shape = (0, self.config.whisper.n_audio_ctx, self.config.whisper.n_audio_state)
         return np.concatenate(states) if states else np.zeros(shape, np.float32)
 
-    def transcribe(
-        self,
-        audio: Sequence[Audio],
-        options: DecodingOptions = WHISPER_DEFAULTS,
-        *,
-        language: str | None | EllipsisType = ...,
-    ) -> list[str]:
-        """What is said, as the decoder hears it through the codes; nothing (``""``) in a clip too short for one code.
+    def _hear(self, batch: Batch) -> jax.Array:
+        return _heard(self._model, batch.samples, batch.lengths)
 
-        Args:
-          audio: 1-D float arrays at 16 kHz, or files.
-          options: how the text is decoded, such as ``WHISPER_DEFAULTS.replace(beam_size=5)``; English unless they say so.
-          language: instead of that of the options, for whom the rest suits: "vi", or None for the likeliest one at each
-            clip's start.
-
-        Raises:
-          AudioError: a clip that cannot be used; nothing is returned for the others either.
-          InputError: no text tokenizer in the model folder, or options that it does not allow.
-        """
-        if not isinstance(options, DecodingOptions):
-            raise InputError(f"options {options!r} found, expected DecodingOptions; a language is given as language={options!r}")
-        if language is not ...:
-            options = options.replace(language=language)
-        return [spoken_text(pieces, options) for pieces in self.transcribe_each(audio, options)]
-
-    def transcribe_each(self, audio: Iterable[Audio], options: DecodingOptions) -> Iterator[list[DecodingResult]]:
-        """What is found in each piece of each clip, in order, of clips that come one by one.
-
-        Clips over 20 s (over two thirds of a context, where that is shorter) are cut where it is quiet, as the original does:
-        quality falls near the end of Whisper's context.
-
-        Raises:
-          AudioError, InputError: as ``transcribe``.
-        """
-        if self.tokenizer is None:
-            raise InputError("this speech tokenizer has no text tokenizer, so it cannot transcribe; add Whisper's to its folder")
-        from ichigo_jax.inference.transcription import Transcriber  # here: it takes seconds to import, see ``tokenizer``
-
-        transcriber = Transcriber(self._decoder, self.config.whisper, self.tokenizer, options)
-        numbers = itertools.count()
-        language = options.language
-
-        def start(batch: Batch) -> jax.Array:
-            return _heard(self._model, batch.samples, batch.lengths)
-
-        def finish(batch: Batch, states: jax.Array) -> list[DecodingResult]:
-            nonlocal language  # of the clip that the pieces at hand are of
-            languages = []
-            detected = transcriber.detect_languages(states) if options.language is None else None
-            for row, piece in enumerate(batch.pieces):
-                if detected and piece.first:
-                    language = detected[row]
-                languages.append(language)
-            found = transcriber(states, languages, list(itertools.islice(numbers, len(languages))))
-            # A decoder that hears nothing of the speaker makes something up.
-            return [
-                result if self.config.code_count(len(piece.samples)) else dataclasses.replace(result, tokens=(), text="")
-                for piece, result in zip(batch.pieces, found)
-            ]
-
-        longest = min(self._batches.context_seconds, TARGET_SECONDS)
-        return self._batches.run(self._read(audio), longest, start, finish)
-
-    def _read(self, audio: Iterable[Audio]) -> Iterator[np.ndarray]:
-        return read_clips(audio, self._max_seconds, self._max_bytes)
+    def _has_sound(self, samples: int) -> bool:
+        return bool(self.config.code_count(samples))
 
     def _full_context(self, codes: np.ndarray) -> np.ndarray:
         """Codes [n] or [n, Q], checked and filled up: [T / downsample, Q]."""
@@ -274,11 +191,6 @@ class SpeechTokenizer:
             raise InputError(f"sound code {wrong[0]} found, expected 0 to {quantizer.codes - 1}: are they another tokenizer's?")
         missing = quantizer.code_positions - len(codes)
         return np.pad(codes.astype(np.int32), ((0, missing), (0, 0)), constant_values=quantizer.mask_code or 0)
-
-
-def spoken_text(pieces: Iterable[DecodingResult], options: DecodingOptions) -> str:
-    """The text of a clip: of those of its pieces that are not silence."""
-    return " ".join(piece.text for piece in pieces if piece.text and not piece.is_silence(options))
 
 
 @jit_model()

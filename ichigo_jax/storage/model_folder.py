@@ -106,6 +106,18 @@ def pieces(key: stored_arrays.ArrayPath, value: Any) -> Iterator[tuple[Any, np.n
         yield ..., hosts.whole_array(value)
 
 
+def folder_kind(folder: str | os.PathLike) -> str | None:
+    """The kind of model that a folder holds; None where its ``config.json`` names none.
+
+    Raises:
+      InputError: not a model folder.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: expected a model folder, found {'a file' if Path(folder).exists() else 'nothing'}")
+    values = read_json(Path(folder) / "config.json")
+    return values.get("kind") if isinstance(values, dict) else None
+
+
 def load_config(folder: str | os.PathLike, kind: str, cls: type) -> Any:
     """Reads and checks ``config.json``.
 

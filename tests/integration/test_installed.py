@@ -1,5 +1,6 @@
 """The built wheel in an environment of its own, without PyTorch or the repository: the commands a newcomer types work."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -15,7 +16,12 @@ pytestmark = pytest.mark.slow
 def environment(tmp_path_factory):
     """An empty folder to work in, and the interpreter that has the wheel."""
     folder = tmp_path_factory.mktemp("installed")
-    built = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "wheels", ROOT]
+    for name in ("ichigo_jax", "converters"):  # a copy, since building leaves a folder behind that the next wheel would take
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / "source")
+    source, options = folder / "source", ("-q", "--no-deps", "--no-build-isolation")
+    built = [sys.executable, "-m", "pip", "wheel", *options, "-w", folder / "wheels", source]
     subprocess.run([str(word) for word in built], check=True, timeout=300)
     (wheel,) = (folder / "wheels").glob("ichigo_jax-*.whl")
     venv.create(folder / "venv", with_pip=True)
