@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ichigo_jax.audio.log_mel import log_mel
-from ichigo_jax.errors import InputError, check_jaxlib
+from ichigo_jax.errors import InputError
 from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS, Batch, ClipBatches
-from ichigo_jax.inference.dtypes import Dtype, checked_dtype
 from ichigo_jax.inference.speech_to_text import SpeechToText
 from ichigo_jax.inference.speech_tokenizer import KIND as SPEECH_TOKENIZER
 from ichigo_jax.inference.speech_tokenizer import SpeechTokenizer
@@ -20,6 +20,9 @@ from ichigo_jax.models.speech_tokenizer import FRAMES_PER_STATE, SAMPLES_PER_STA
 from ichigo_jax.models.split import SplitModel, jit_model
 from ichigo_jax.models.whisper import Whisper, WhisperConfig
 from ichigo_jax.storage.model_folder import folder_kind, load_config, load_model
+
+if TYPE_CHECKING:
+    from ichigo_jax.text.whisper import WhisperText
 
 KIND = "whisper"
 
@@ -35,6 +38,7 @@ class PlainWhisper(SpeechToText):
         self,
         model: Whisper,
         config: WhisperConfig,
+        tokenizer: WhisperText | None,
         *,
         batch_size: int = 16,
         max_seconds: float = MAX_SECONDS,
@@ -44,29 +48,13 @@ class PlainWhisper(SpeechToText):
         """See ``from_pretrained``; this is for a model that is in memory already."""
         self.config = config
         batches = ClipBatches(config.n_audio_ctx * SAMPLES_PER_STATE, SAMPLES_PER_STATE, batch_size)
-        super().__init__(model.decoder, config, None, batches, max_seconds, max_bytes, mesh)
+        super().__init__(model.decoder, config, tokenizer, batches, max_seconds, max_bytes, mesh)
         self._model = SplitModel(model, mesh)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike,
-        dtype: Dtype = "float32",
-        *,
-        batch_size: int = 16,
-        max_seconds: float = MAX_SECONDS,
-        max_bytes: int = MAX_BYTES,
-        mesh: Mesh | None = None,
-    ) -> PlainWhisper:
-        """Loads a model folder, as ``converters import`` writes it; arguments and errors as ``SpeechTokenizer``'s."""
-        check_jaxlib()
-        dtype = checked_dtype(dtype)
+    def _load(cls, folder: Path, dtype: jnp.dtype, mesh: Mesh | None) -> tuple[Whisper, WhisperConfig]:
         config = load_config(folder, KIND, WhisperConfig)
-        model = load_model(folder, lambda rngs: Whisper(config, rngs), dtype, mesh)
-        limits = {"batch_size": batch_size, "max_seconds": max_seconds, "max_bytes": max_bytes}
-        whisper = cls(model, config, **limits, mesh=mesh)
-        whisper._folder = Path(folder)
-        return whisper
+        return load_model(folder, lambda rngs: Whisper(config, rngs), dtype, mesh), config
 
     def _hear(self, batch: Batch) -> jax.Array:
         return _encoded(self._model, batch.samples)

@@ -6,19 +6,23 @@ import abc
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from ichigo_jax.audio.split import TARGET_SECONDS
-from ichigo_jax.errors import InputError
-from ichigo_jax.inference.clips import Audio, Batch, ClipBatches, read_clips
+from ichigo_jax.errors import InputError, check_jaxlib
+from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS, Audio, Batch, ClipBatches, read_clips
 from ichigo_jax.inference.decoding_options import WHISPER_DEFAULTS, DecodingOptions, DecodingResult
+from ichigo_jax.inference.dtypes import Dtype, checked_dtype
 from ichigo_jax.models.split import SplitModel
 from ichigo_jax.models.whisper import TextDecoder, WhisperConfig
 from ichigo_jax.storage.model_folder import TOKENIZER_FOLDER
@@ -58,6 +62,43 @@ class SpeechToText(abc.ABC):
         self._folder: Path | None = None
         if tokenizer is not None:
             self.tokenizer = self._checked(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        dtype: Dtype = "float32",
+        *,
+        batch_size: int = 16,
+        max_seconds: float = MAX_SECONDS,
+        max_bytes: int = MAX_BYTES,
+        mesh: Mesh | None = None,
+    ) -> Self:
+        """Loads a model folder.
+
+        Args:
+          folder: from an import or from training.
+          dtype: the parameters' precision, "float32" or "bfloat16"; codebooks stay float32.
+          batch_size: the most pieces of audio that run together.
+          max_seconds: the longest file that is decoded.
+          max_bytes: the most memory that decoding one file may take.
+          mesh: from ``parallel.make_mesh``: its devices share the weights and compute together, for models that one device
+            cannot hold. None: the default device alone.
+
+        Raises:
+          InputError: a folder of another model, one that is not whole, another dtype, or a mesh that does not divide the weights.
+        """
+        check_jaxlib()
+        folder = Path(folder)
+        model, config = cls._load(folder, checked_dtype(dtype), mesh)
+        loaded = cls(model, config, None, batch_size=batch_size, max_seconds=max_seconds, max_bytes=max_bytes, mesh=mesh)
+        loaded._folder = folder
+        return loaded
+
+    @classmethod
+    @abc.abstractmethod
+    def _load(cls, folder: Path, dtype: jnp.dtype, mesh: Mesh | None) -> tuple[nnx.Module, Any]:
+        """The model of a folder and its config."""
 
     @abc.abstractmethod
     def _hear(self, batch: Batch) -> jax.Array:

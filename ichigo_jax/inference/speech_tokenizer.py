@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from ichigo_jax.errors import InputError, check_jaxlib
+from ichigo_jax.errors import InputError
 from ichigo_jax.inference.clips import MAX_BYTES, MAX_SECONDS, Audio, Batch, ClipBatches
-from ichigo_jax.inference.dtypes import Dtype, checked_dtype
 from ichigo_jax.inference.sizes import power_of_two
 from ichigo_jax.inference.speech_to_text import SpeechToText
 from ichigo_jax.models.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
@@ -70,38 +69,9 @@ class SpeechTokenizer(SpeechToText):
         self._model = SplitModel(model, mesh)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike,
-        dtype: Dtype = "float32",
-        *,
-        batch_size: int = 16,
-        max_seconds: float = MAX_SECONDS,
-        max_bytes: int = MAX_BYTES,
-        mesh: Mesh | None = None,
-    ) -> SpeechTokenizer:
-        """Loads a model folder.
-
-        Args:
-          folder: from an import or from training.
-          dtype: the parameters' precision, "float32" or "bfloat16"; codebooks stay float32.
-          batch_size, max_seconds, max_bytes: see ``__init__``.
-          mesh: from ``parallel.make_mesh``: its devices share the weights and compute together, for models that one device
-            cannot hold. None: the default device alone.
-
-        Raises:
-          InputError: not a folder of a speech tokenizer, one that is not whole, another dtype, or a mesh that does not
-            divide the weights.
-        """
-        check_jaxlib()
-        dtype = checked_dtype(dtype)
-        folder = Path(folder)
+    def _load(cls, folder: Path, dtype: jnp.dtype, mesh: Mesh | None) -> tuple[SpeechTokenizerModel, SpeechTokenizerConfig]:
         config = load_config(folder, KIND, SpeechTokenizerConfig)
-        model = load_model(folder, lambda rngs: SpeechTokenizerModel(config, rngs), dtype, mesh)
-        limits = {"batch_size": batch_size, "max_seconds": max_seconds, "max_bytes": max_bytes}
-        speech_tokenizer = cls(model, config, None, **limits, mesh=mesh)
-        speech_tokenizer._folder = folder
-        return speech_tokenizer
+        return load_model(folder, lambda rngs: SpeechTokenizerModel(config, rngs), dtype, mesh), config
 
     @property
     def arrays(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Sources: ``whisper.model.ModelDimensions`` of OpenAI's checkpoints, and ``config
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ichigo_jax.errors import InputError
 from ichigo_jax.models.llama import LlamaConfig, RopeScaling
@@ -91,61 +91,63 @@ class TextModel(NamedTuple):
     large: bool
 
 
-def _llama(
-    name: str, width: int, ffn: int, layers: int, heads: int, head: int, factor: float, tied: bool, large: bool
-) -> TextModel:  # fmt: skip
+def _text_model(
+    family: dict[str, Any],
+    name: str,
+    width: int,
+    ffn: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    tied: bool,
+    large: bool,
+) -> TextModel:
     network = LlamaConfig(
-        architecture="llama",
-        vocab_size=128_771,
-        hidden_size=width,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=head,
-        max_position_embeddings=131_072,
-        rms_norm_eps=1e-5,
-        rope_theta=500_000.0,
-        rope_scaling=RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
-        tie_word_embeddings=tied,
-        attention_bias=False,
-        initializer_range=0.02,
-    )
-    return TextModel(name, network, large)
-
-
-def _qwen(
-    name: str, width: int, ffn: int, layers: int, heads: int, kv_heads: int, head: int, tied: bool, large: bool
-) -> TextModel:  # fmt: skip
-    network = LlamaConfig(
-        architecture="qwen2",
-        vocab_size=152_180,
+        **family,
         hidden_size=width,
         intermediate_size=ffn,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head,
-        max_position_embeddings=32_768,
-        rms_norm_eps=1e-6,
-        rope_theta=1_000_000.0,
-        rope_scaling=None,
         tie_word_embeddings=tied,
-        attention_bias=True,
         initializer_range=0.02,
     )
     return TextModel(name, network, large)
 
 
+def _llama(factor: float) -> dict[str, Any]:
+    return {
+        "architecture": "llama",
+        "vocab_size": 128_771,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "rope_scaling": RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
+        "attention_bias": False,
+    }
+
+
+_QWEN: dict[str, Any] = {
+    "architecture": "qwen2",
+    "vocab_size": 152_180,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+    "rope_scaling": None,
+    "attention_bias": True,
+}
+
 TEXT_MODELS = {
-    "1b": _llama("llama-3.2-1b-instruct", 2048, 8192, 16, 32, 64, 32.0, tied=True, large=False),
-    "3b": _llama("llama-3.2-3b-instruct", 3072, 8192, 28, 24, 128, 32.0, tied=True, large=False),
-    "8b": _llama("llama-3.1-8b-instruct", 4096, 14_336, 32, 32, 128, 8.0, tied=False, large=True),
-    "70b": _llama("llama-3.1-70b-instruct", 8192, 28_672, 80, 64, 128, 8.0, tied=False, large=True),
-    "qwen0.5b": _qwen("qwen2.5-0.5b-instruct", 896, 4864, 24, 14, 2, 64, tied=True, large=False),
-    "qwen1.5b": _qwen("qwen2.5-1.5b-instruct", 1536, 8960, 28, 12, 2, 128, tied=True, large=False),
-    "qwen7b": _qwen("qwen2.5-7b-instruct", 3584, 18_944, 28, 28, 4, 128, tied=False, large=True),
-    "qwen32b": _qwen("qwen2.5-32b-instruct", 5120, 27_648, 64, 40, 8, 128, tied=False, large=True),
+    "1b": _text_model(_llama(32.0), "llama-3.2-1b-instruct", 2048, 8192, 16, 32, 8, 64, tied=True, large=False),
+    "3b": _text_model(_llama(32.0), "llama-3.2-3b-instruct", 3072, 8192, 28, 24, 8, 128, tied=True, large=False),
+    "8b": _text_model(_llama(8.0), "llama-3.1-8b-instruct", 4096, 14_336, 32, 32, 8, 128, tied=False, large=True),
+    "70b": _text_model(_llama(8.0), "llama-3.1-70b-instruct", 8192, 28_672, 80, 64, 8, 128, tied=False, large=True),
+    "qwen0.5b": _text_model(_QWEN, "qwen2.5-0.5b-instruct", 896, 4864, 24, 14, 2, 64, tied=True, large=False),
+    "qwen1.5b": _text_model(_QWEN, "qwen2.5-1.5b-instruct", 1536, 8960, 28, 12, 2, 128, tied=True, large=False),
+    "qwen7b": _text_model(_QWEN, "qwen2.5-7b-instruct", 3584, 18_944, 28, 28, 4, 128, tied=False, large=True),
+    "qwen32b": _text_model(_QWEN, "qwen2.5-32b-instruct", 5120, 27_648, 64, 40, 8, 128, tied=False, large=True),
 }
 
 
