@@ -10,7 +10,7 @@ EXTRAS = {
     "gguf": [GGUF],
     "synthesis": [SPEECH_SYNTHESIS],
     "quickstart": [TORCH, SPEECH_SYNTHESIS, "matplotlib>=3.9"],
-    "real": [TORCH],
+    "real": [TORCH, GGUF],
     "test": [
         TORCH,
         GGUF,
