@@ -56,7 +56,7 @@ def atomic_write(target: str | os.PathLike, replace: bool = False) -> Iterator[P
             os.replace(partial, target)
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise _cannot_write(target, error) from None
+            raise _cannot_write(target, error) from error
         raise
     finally:
         if partial.is_dir():

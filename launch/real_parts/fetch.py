@@ -7,7 +7,6 @@ A part appears under its name only when it is whole. ``downloads/`` holds packag
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import shutil
 import tempfile
@@ -36,7 +35,7 @@ def fetch(parts: Sequence[Part], folder: Path) -> dict[str, str]:
     Raises:
       InputError: the disk has too little space, the folder cannot be written, or another process fetches into it.
     """
-    with _written(folder), _alone(folder):
+    with storage.writing(folder), _alone(folder):
         faults = {part.name: fault(part, folder) for part in parts}
         missing = [part for part in parts if faults[part.name] is not None]
         left_out = [] if apt_is_here() else [part for part in missing if part.from_debian]
@@ -53,7 +52,7 @@ def fetch(parts: Sequence[Part], folder: Path) -> dict[str, str]:
         for part in missing:
             print(f"{part.name}:", flush=True)
             try:
-                with _written(folder / part.name):
+                with storage.writing(folder / part.name):
                     _fetch_part(part, folder)
             except InputError as error:
                 if isinstance(error.__cause__, OSError):
@@ -167,17 +166,6 @@ def _place(part: Part, sources: Sequence[Path], target: Path) -> None:
         for source in sources:
             with source.open("rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 20)
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """What the disk refuses becomes one line."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = MORE_ROOM if full else "check who may write there"
-        raise InputError(f"{path}: could not be written, {error.strerror or error}; {advice}") from error
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ def test_blocks_do_not_change_the_rows(monkeypatch):
     array = np.random.default_rng(0).normal(0, 0.1, (50, 8)).astype(ml_dtypes.bfloat16)
     extended = extend_vocabulary.ExtendedWeight(array.dtype, (65, 8), Whole(array.dtype, array.shape), 45, 20, 0.05, (0, 0))
     whole = extended.read()
-    monkeypatch.setattr("ichigo_jax.models.stored_arrays.CHUNK_BYTES", 7 * 16)
+    monkeypatch.setattr("ichigo_jax.storage.stored_arrays.CHUNK_BYTES", 7 * 16)
     assert max(map(len, extended.blocks())) == 7
     np.testing.assert_array_equal(extended.read(), whole)
     assert whole.shape == (65, 8)

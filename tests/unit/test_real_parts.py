@@ -387,7 +387,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_written(real_parts, 
         }[where]
         monkeypatch.setattr(module, name, disk_full)
     folder = tmp_path / "parts"
-    with pytest.raises(InputError, match=r"parts/whisper: could not be written, No space left on device; make room") as raised:
+    with pytest.raises(InputError, match=r"parts/whisper: cannot be written: No space left on device; make room") as raised:
         real_parts.fetch.fetch(parts, folder)
     assert "\n" not in str(raised.value)
     assert all(name.startswith("downloads/whisper") for name in content(folder))
