@@ -243,7 +243,10 @@ class TestEvaluateCommand:
         soundfile.write(tmp_path / "a.wav", np.zeros(160), 16000)
         (tmp_path / "rows.jsonl").write_text(json.dumps({"path": "a.wav", "text": "it is twenty-one colours"}) + "\n")
         output = tmp_path / "result.json"
-        words = ["speech-tokenizer", "--model", "m", "--output", str(output), str(tmp_path / "rows.jsonl"), *arguments]
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text('{"kind": "speech_tokenizer"}')
+        model = str(tmp_path / "model")
+        words = ["speech-tokenizer", "--model", model, "--output", str(output), str(tmp_path / "rows.jsonl"), *arguments]
         with pytest.raises(SystemExit) as end:
             evaluate.main(words)
         assert end.value.code == 0
