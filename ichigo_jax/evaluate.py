@@ -107,12 +107,11 @@ def evaluate_speech_tokenizer(model: str, rows: Sequence[Row], normalizer: str =
             yield {"transcription": text, "codes": codes.reshape(len(codes), -1)[:, 0]}
 
     outcomes = _go_over(rows, measure)
-    good = [outcome for outcome in outcomes if outcome.error is None]
+    good, rates = _error_rates(outcomes, normalizer)
     counts = np.bincount(np.concatenate([outcome.results["codes"] for outcome in good]), minlength=quantizer.codes)
     if quantizer.mask_code is not None:
         counts = np.delete(counts, quantizer.mask_code)
-    expected, found = zip(*((outcome.row["text"], outcome.results["transcription"]) for outcome in good))
-    metrics = {**error_rates(expected, found, normalizer), **codebook_statistics(counts), **_unusable(outcomes)}
+    metrics = {**rates, **codebook_statistics(counts), **_unusable(outcomes)}
     rows = _output_rows(outcomes, ("transcription",))
     return {"metrics": metrics, "normalizer": normalizer, "code_counts": counts.tolist(), "rows": rows}
 
@@ -125,10 +124,15 @@ def _evaluate_whisper(model: str, rows: Sequence[Row], normalizer: str) -> dict[
         return ({"transcription": text} for text in whisper.transcribe(clips))
 
     outcomes = _go_over(rows, measure)
+    metrics = {**_error_rates(outcomes, normalizer)[1], **_unusable(outcomes)}
+    return {"metrics": metrics, "normalizer": normalizer, "rows": _output_rows(outcomes, ("transcription",))}
+
+
+def _error_rates(outcomes: Sequence[Outcome], normalizer: str) -> tuple[list[Outcome], dict[str, float]]:
+    """The clips that could be used, and the error rates of their transcriptions."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     expected, found = zip(*((outcome.row["text"], outcome.results["transcription"]) for outcome in good))
-    metrics = {**error_rates(expected, found, normalizer), **_unusable(outcomes)}
-    return {"metrics": metrics, "normalizer": normalizer, "rows": _output_rows(outcomes, ("transcription",))}
+    return good, error_rates(expected, found, normalizer)
 
 
 def evaluate_assistant(model: str, speech_tokenizer: str, rows: Sequence[Row], normalizer: str = PLAIN) -> dict[str, Any]:
